@@ -1,0 +1,51 @@
+# make study      the flagship study, from nothing to a printed front
+# make test       all tests
+# make check      format, lint, types, import contracts, tests
+# make bench      benchmarks
+# make dashboard  the web dashboard over the stored studies
+#
+# Each target sets up .venv first: pinned dependencies, verified by hash, no index address in the lock.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := $(PYTHON) scripts/setup.py
+
+.PHONY: study test check format lint types contracts bench dashboard lock clean
+
+study: .venv/runtime
+	@$(BIN)/dse run studies/medical_vqa_edge.py
+
+dashboard: .venv/runtime
+	@$(BIN)/dse dashboard
+
+test: .venv/dev
+	$(BIN)/pytest -n auto
+
+check: .venv/dev format lint types contracts test
+
+format: .venv/dev
+	$(BIN)/ruff format --check .
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+contracts: .venv/dev
+	$(BIN)/lint-imports
+
+bench: .venv/dev
+	$(BIN)/python -m tests.benchmarks
+
+lock: .venv/dev
+	$(BIN)/python scripts/lock.py
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/runtime: requirements/runtime.lock pyproject.toml scripts/setup.py
+	@$(SETUP) runtime
+
+.venv/dev: requirements/dev.lock pyproject.toml scripts/setup.py
+	@$(SETUP) dev
