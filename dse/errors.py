@@ -1,0 +1,110 @@
+"""What can go wrong, sorted by who has to act.
+
+    DseError
+    |-- UserError              the input is at fault: message, place and remedy, no traceback, exit code 2
+    |   |-- NameUnknown        a name that is in no catalogue, with the nearest known ones
+    |   |-- SpaceError         a search space or a design that contradicts itself or the problem
+    |   |-- ModelError         a model description that cannot be read
+    |   |-- HardwareError      a hardware description that cannot be read
+    |   |-- StudyChanged       a study of that name exists with another definition
+    |   `-- StoreRefused       a database that is not ours, newer than this code, damaged or held by another process
+    |-- StoreError             the storage failed while it was in use (disk full, connection lost): exit code 1
+    `-- Interrupted            Ctrl-C or SIGTERM, state saved: exit code 130
+
+Everything else that is raised is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DseError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(DseError):
+    """An input that cannot be used.
+
+    Args:
+        message: the law that was broken, the value and the place, in one sentence.
+        hint: what to do about it; printed on its own line.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
+        # Exceptions cross process borders (Ray); the default would drop the hint.
+        return type(self), (self.message, self.hint)
+
+
+class NameUnknown(UserError):
+    """A name that is in none of the known ones."""
+
+
+class SpaceError(UserError):
+    """A search space, or a value in it, that cannot exist."""
+
+
+class ModelError(UserError):
+    """A model description that cannot be read."""
+
+
+class HardwareError(UserError):
+    """A hardware description that cannot be read."""
+
+
+class StudyChanged(UserError):
+    """A study of the same name is stored with another definition."""
+
+
+class StoreRefused(UserError):
+    """A database that this code must not touch."""
+
+
+class StoreError(DseError):
+    """The storage failed while in use; what was acknowledged before is kept."""
+
+
+class Interrupted(DseError):
+    """The run was stopped by a signal; all finished work is stored."""
+
+    exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str], n: int = 3) -> str:
+    """Return ``"did you mean 'a' or 'b'?"`` for the known names nearest to ``name``, or ``""``."""
+    folded = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), list(folded), n=n, cutoff=0.6)
+    # A part of a long name ("orin" for "jetson-agx-orin") is no close match by edit distance, yet is what was meant.
+    near += [k for k in folded if k not in near and len(name) >= 3 and name.lower() in k]
+    return f"did you mean {' or '.join(repr(folded[k]) for k in near[:n])}?" if near else ""
+
+
+def unknown(what: str, name: str, known: Iterable[str], listing: str = "") -> NameUnknown:
+    """Return the error for a ``name`` that is not among the ``known`` ones.
+
+    Args:
+        what: the kind of thing, for the message ("metric", "device").
+        name: what was asked for.
+        known: what there is.
+        listing: the command or place that lists all of them.
+    """
+    known = list(known)
+    hints = [did_you_mean(name, known)]
+    if not hints[0] and len(known) <= 12:
+        hints = [f"known: {', '.join(known)}"] if known else []
+    if listing:
+        hints.append(listing)
+    return NameUnknown(f"unknown {what} {name!r}", "; ".join(h for h in hints if h))

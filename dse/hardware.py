@@ -1,0 +1,311 @@
+"""Hardware descriptions: devices with datasheet numbers, and accelerators that are still being designed.
+
+Both are TOML files (``dse/catalog/hardware``, or the user's own), and every number in them names its source:
+
+- a :class:`Device` exists: peaks per precision, memory, power, price. What its datasheet does not say is ``None``,
+  never guessed;
+- an :class:`Accelerator` is a template: the *reference design* gives every field that a design may change (array,
+  cores, on-chip memory, bandwidth, clock, tiles), and *constants* give energy and area per event or unit, each with
+  technology node, source and a band. A constant whose source could not be read is marked ``recalled`` and its band
+  spans at least a factor 2; the band shows in the results.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from dse import units
+from dse.canonical import content_hash
+from dse.errors import HardwareError, unknown
+from dse.knobs import KNOBS
+from dse.params import Value
+
+PRECISIONS: Final = ("fp16", "fp8", "int8", "fp4", "int4")
+
+ACCELERATOR_FIELDS: Final = (
+    "pe_rows", "pe_cols", "n_cores", "dataflow", "sram_bytes", "dram_bytes_per_s", "freq_hz", "vector_lanes",
+    "tile_m", "tile_n", "tile_k", "loop_order",
+)  # fmt: skip
+
+CONSTANTS: Final = (
+    "mac_j_per_op", "mac_multiply_ratio", "vector_j_per_op", "sram_read_j_per_bit", "sram_write_j_per_bit",
+    "sram_anchor_bytes", "sram_energy_exponent", "dram_j_per_bit", "leakage_w_per_mm2",
+    "pe_mm2_per_unit", "vector_lane_mm2_per_unit", "sram_mm2_per_byte", "phy_mm2_per_unit",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that exists, by its datasheet.
+
+    Attributes:
+        name: catalogue name.
+        title: name as people write it.
+        kind: "datacenter", "edge", ...
+        peak_ops_per_s: dense peak by precision (multiply and add counted as two), those that are known.
+        memory_bytes: capacity of its main memory that a model may use.
+        memory_bytes_per_s: bandwidth of that memory.
+        cache_bytes: last-level on-chip memory, None if unknown.
+        power_w: board power limit, None if unknown.
+        link_bytes_per_s: to its neighbours, per direction, None if unknown.
+        price_usd_per_hour: (low, high) of rental offers, None if unknown.
+        list_price_usd: None if unknown.
+        sources: field -> where its value comes from, "*" for those not named; what starts with "recalled" was not
+            read in any source.
+        document: the TOML it was read from.
+    """
+
+    name: str
+    title: str
+    kind: str
+    peak_ops_per_s: Mapping[str, float]
+    memory_bytes: int
+    memory_bytes_per_s: float
+    cache_bytes: int | None
+    power_w: float | None
+    link_bytes_per_s: float | None
+    price_usd_per_hour: tuple[float, float] | None
+    list_price_usd: float | None
+    sources: Mapping[str, str]
+    document: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of everything the file says."""
+        return content_hash(self.document)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as JSON types."""
+        return dict(self.document)
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """One energy or area constant: value and band in SI units, technology node, supply voltage, source."""
+
+    value: float
+    low: float
+    high: float
+    node_nm: float
+    voltage_v: float | None
+    source: str
+    recalled: bool
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """An accelerator template.
+
+    Attributes:
+        name: catalogue name.
+        title: name as people write it.
+        reference: value of every field that a design may change.
+        constants: energy and area constants by name.
+        memory_bytes: DRAM capacity.
+        document: the TOML it was read from.
+    """
+
+    name: str
+    title: str
+    reference: Mapping[str, Value]
+    constants: Mapping[str, Constant]
+    memory_bytes: int
+    document: Mapping[str, Any] = field(repr=False)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of everything the file says."""
+        return content_hash(self.document)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as JSON types."""
+        return dict(self.document)
+
+
+Hardware = Device | Accelerator
+
+
+def hardware_names() -> list[str]:
+    """Return the names of the catalogue, sorted."""
+    return sorted(_catalogue_files())
+
+
+def read_hardware(source: str | Path | Mapping[str, Any]) -> Hardware:
+    """Return a hardware description.
+
+    Args:
+        source: a catalogue name, the path of a TOML file, or the parsed document.
+
+    Raises:
+        HardwareError: the file cannot be read, or a field is missing, unknown or malformed; named with its file.
+        NameUnknown: no such name in the catalogue.
+    """
+    if isinstance(source, Mapping):
+        return _read_document(source, str(source.get("name", "hardware document")))
+    path = Path(source)
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HardwareError(f"hardware file {str(path)!r} cannot be read: {error}") from None
+        return _read_text(text, str(path))
+    name = str(source).lower()
+    files = _catalogue_files()
+    if name not in files:
+        raise unknown("hardware", str(source), files, "'dse hardware' lists all; a path to a TOML file works too")
+    return _read_catalogue(name)
+
+
+@cache
+def _read_catalogue(name: str) -> Hardware:
+    return _read_text(_catalogue_files()[name].read_text(encoding="utf-8"), name)
+
+
+@cache
+def _catalogue_files() -> dict[str, Any]:
+    folder = resources.files("dse") / "catalog" / "hardware"
+    return {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
+
+
+def _read_text(text: str, where: str) -> Hardware:
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise HardwareError(f"{where} is not TOML: {error}") from None
+    return _read_document(document, where)
+
+
+def _read_document(document: Mapping[str, Any], where: str) -> Hardware:
+    kind = document.get("type")
+    if kind == "device":
+        return _read_device(document, where)
+    if kind == "accelerator":
+        return _read_accelerator(document, where)
+    raise HardwareError(f"{where}: type={kind!r} is neither 'device' nor 'accelerator'")
+
+
+_DEVICE_NUMBERS: Final = {  # field -> required
+    "memory_bytes": True, "memory_bytes_per_s": True, "cache_bytes": False, "power_w": False,
+    "link_bytes_per_s": False, "list_price_usd": False,
+}  # fmt: skip
+
+
+def _read_device(document: Mapping[str, Any], where: str) -> Device:
+    _check_keys(document, {"type", "name", "title", "kind", "note", "peak_ops_per_s", "price_usd_per_hour", "source"}
+                | set(_DEVICE_NUMBERS), where)  # fmt: skip
+    numbers = {name: _number(document, name, where, required) for name, required in _DEVICE_NUMBERS.items()}
+    peaks = document.get("peak_ops_per_s", {})
+    if not isinstance(peaks, Mapping):
+        raise HardwareError(
+            f"{where}: peak_ops_per_s={peaks!r} is no table", f"write [peak_ops_per_s] and {PRECISIONS[0]} = ..."
+        )
+    for precision in peaks:
+        if precision not in PRECISIONS:
+            raise unknown(f"precision in {where}", precision, PRECISIONS)
+    price = document.get("price_usd_per_hour")
+    if price is not None and not (isinstance(price, list) and len(price) == 2 and 0 < price[0] <= price[1]):
+        raise HardwareError(f"{where}: price_usd_per_hour={price!r} is not [low, high]")
+    sources = dict(document.get("source", {}))
+    given = [n for n in _DEVICE_NUMBERS if n in document] + [f"peak_ops_per_s.{p}" for p in peaks]
+    _check_sources(given + ["price_usd_per_hour"] * (price is not None), sources, where)
+    return Device(
+        name=_text(document, "name", where),
+        title=_text(document, "title", where),
+        kind=_text(document, "kind", where),
+        peak_ops_per_s={p: _positive(peaks[p], f"peak_ops_per_s.{p}", where) for p in PRECISIONS if p in peaks},
+        memory_bytes=int(numbers["memory_bytes"] or 0),
+        memory_bytes_per_s=float(numbers["memory_bytes_per_s"] or 0),
+        cache_bytes=None if numbers["cache_bytes"] is None else int(numbers["cache_bytes"]),
+        power_w=numbers["power_w"],
+        link_bytes_per_s=numbers["link_bytes_per_s"],
+        price_usd_per_hour=None if price is None else (float(price[0]), float(price[1])),
+        list_price_usd=numbers["list_price_usd"],
+        sources=sources,
+        document=document,
+    )
+
+
+def _read_accelerator(document: Mapping[str, Any], where: str) -> Accelerator:
+    _check_keys(document, {"type", "name", "title", "note", "memory_bytes", "reference", "constants", "source"}, where)
+    reference = document.get("reference", {})
+    _check_keys(reference, set(ACCELERATOR_FIELDS), f"{where} [reference]")
+    missing = [f for f in ACCELERATOR_FIELDS if f not in reference]
+    if missing:
+        raise HardwareError(f"{where}: [reference] lacks {', '.join(missing)}")
+    constants = document.get("constants", {})
+    _check_keys(constants, set(CONSTANTS), f"{where} [constants]")
+    missing = [c for c in CONSTANTS if c not in constants]
+    if missing:
+        raise HardwareError(f"{where}: [constants] lacks {', '.join(missing)}")
+    _check_sources(["memory_bytes", "reference"], dict(document.get("source", {})), where)
+    return Accelerator(
+        name=_text(document, "name", where),
+        title=_text(document, "title", where),
+        reference={f: KNOBS[f].read(reference[f], f"{where}: {f}") for f in ACCELERATOR_FIELDS},
+        constants={c: _constant(constants[c], f"{where} [constants.{c}]") for c in CONSTANTS},
+        memory_bytes=int(_number(document, "memory_bytes", where, True) or 0),
+        document=document,
+    )
+
+
+def _constant(table: Mapping[str, Any], where: str) -> Constant:
+    _check_keys(table, {"value", "low", "high", "node_nm", "voltage_v", "source", "recalled"}, where)
+    value, low, high = (_positive(table.get(key), key, where) for key in ("value", "low", "high"))
+    if not low <= value <= high:
+        raise HardwareError(f"{where}: low <= value <= high does not hold for {low}, {value}, {high}")
+    recalled = bool(table.get("recalled", False))
+    if recalled and high < 2 * low:
+        raise HardwareError(f"{where}: a recalled constant carries a band of a factor 2 or more, not {high / low:.3g}")
+    voltage = table.get("voltage_v")
+    return Constant(
+        value=value,
+        low=low,
+        high=high,
+        node_nm=_positive(table.get("node_nm"), "node_nm", where),
+        voltage_v=None if voltage is None else _positive(voltage, "voltage_v", where),
+        source=_text(table, "source", where),
+        recalled=recalled,
+    )
+
+
+def _check_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise unknown(f"field in {where}", key, sorted(known))
+
+
+def _check_sources(given: list[str], sources: Mapping[str, str], where: str) -> None:
+    for name in given:
+        source = sources.get(name, sources.get("*"))
+        if not isinstance(source, str) or not source:
+            raise HardwareError(
+                f"{where}: {name} has no source", f"add {name!r}, or '*' for all, to its [source] table"
+            )
+
+
+def _text(document: Mapping[str, Any], key: str, where: str) -> str:
+    value = document.get(key)
+    if not isinstance(value, str) or not value:
+        raise HardwareError(f"{where}: {key} is missing or empty")
+    return value
+
+
+def _number(document: Mapping[str, Any], key: str, where: str, required: bool) -> float | None:
+    if key not in document:
+        if required:
+            raise HardwareError(f"{where}: {key} is missing")
+        return None
+    value = document[key]
+    return _positive(units.parse(value, key) if isinstance(value, str) else value, key, where)
+
+
+def _positive(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise HardwareError(f"{where}: {key}={value!r} is not a positive number")
+    return float(value)
