@@ -1,0 +1,104 @@
+"""Names to objects: cost models, proposers and exporters, ours and those of others, by one mechanism.
+
+Each package announces a dict ``name -> "module:attribute"`` through an entry point, so adding a built-in is one line
+in that dict, and nothing is imported before it is asked for:
+
+    [project.entry-points."mfm_dse.cost_models"]
+    builtin = "costmodels:COST_MODELS"
+
+A name may carry options after a colon ("optuna:tpe"): the part before it is looked up, and the object is called with
+the part after it. A plug-in that cannot be imported is reported when its name is asked for, and harms no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+from dse.errors import UserError, unknown
+from dse.protocols import CostModel, Exporter, Proposer
+
+GROUPS: Final = {
+    "cost model": "mfm_dse.cost_models",
+    "proposer": "mfm_dse.proposers",
+    "exporter": "mfm_dse.exporters",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One catalogue entry: its name, where it lives, and the distribution that announced it."""
+
+    name: str
+    target: str
+    distribution: str
+
+
+@cache
+def listing(kind: str) -> dict[str, Listing]:
+    """Return all entries of a kind ("cost model", "proposer", "exporter") by name, without importing them.
+
+    Raises:
+        UserError: two distributions announce one name; nothing says which is meant.
+    """
+    found: dict[str, Listing] = {}
+    for point in sorted(entry_points(group=GROUPS[kind]), key=lambda p: (p.value, p.name)):
+        distribution = point.dist.name if point.dist else "?"
+        for name, target in _announced(point).items():
+            known = found.get(name)
+            if known is not None and known.target != target:
+                raise UserError(
+                    f"{kind} {name!r} is announced by {known.distribution} and by {distribution}",
+                    "uninstall one of them, or ask its author for another name",
+                )
+            found[name] = Listing(name, target, distribution)
+    return found
+
+
+def _announced(point: EntryPoint) -> Mapping[str, str]:
+    try:
+        names = point.load()
+    except Exception as error:  # noqa: BLE001  a broken plug-in must not take the others down
+        return {point.name: f"!{point.value}: {type(error).__name__}: {error}"}
+    return names if isinstance(names, Mapping) else {point.name: point.value}
+
+
+def _load(kind: str, name: str) -> Any:
+    entries = listing(kind)
+    head, _, options = name.partition(":")
+    if head not in entries:
+        raise unknown(kind, name, entries)
+    entry = entries[head]
+    if entry.target.startswith("!"):
+        raise UserError(f"{kind} {head!r} of {entry.distribution} cannot be loaded: {entry.target[1:]}")
+    module, _, attribute = entry.target.partition(":")
+    try:
+        made = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{kind} {head!r} ({entry.target}, from {entry.distribution}) cannot be loaded: {error}",
+            "install what it needs, or remove the plug-in",
+        ) from error
+    return made(options) if options else made()
+
+
+def cost_model(name: str) -> CostModel:
+    """Return the cost model of that name; :func:`listing` names them all."""
+    model: CostModel = _load("cost model", name)
+    return model
+
+
+def proposer(name: str) -> Proposer:
+    """Return a new proposer of that name; :func:`listing` names them all."""
+    made: Proposer = _load("proposer", name)
+    return made
+
+
+def exporter(name: str) -> Exporter:
+    """Return the exporter of that name; :func:`listing` names them all."""
+    made: Exporter = _load("exporter", name)
+    return made

@@ -1,0 +1,115 @@
+"""Pareto fronts: dominance, the first front of many points, and an archive that grows one batch at a time.
+
+All objectives are minimised. Point a dominates b when it is nowhere worse and somewhere better. Of points with equal
+objectives the first one stands for all, so a front has as many members as distinct trade-offs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dse.hypervolume import hypervolume
+
+
+def is_dominated(points: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Return which points are dominated by, or equal to, any of another set.
+
+    Args:
+        points: shape (n, m).
+        by: shape (k, m).
+
+    Returns:
+        Boolean, shape (n,).
+    """
+    out = np.zeros(len(points), dtype=bool)
+    # Blocks of rows, not one broadcast: (n, k, m) exceeds a gigabyte at n = k = 10,000.
+    block = max(1, 2_000_000 // max(1, by.size))
+    for start in range(0, len(points), block):
+        part = points[start : start + block]
+        out[start : start + block] = np.less_equal(by[None, :, :], part[:, None, :]).all(axis=2).any(axis=1)
+    return out
+
+
+def first_front(points: np.ndarray) -> np.ndarray:
+    """Return the indices of the non-dominated points, ascending; equal points once; rows with NaN never.
+
+    Args:
+        points: shape (n, m), to be minimised.
+    """
+    points = np.asarray(points, dtype=np.float64)
+    alive = np.flatnonzero(~np.isnan(points).any(axis=1))
+    # In lexicographic order no point is dominated by a later one, so whatever is left at the head is on the front.
+    alive = alive[np.lexsort((alive, *points[alive].T[::-1]))]
+    values = points[alive]
+    front: list[int] = []
+    if points.shape[1] == 2:
+        best = np.minimum.accumulate(values[:, 1]) if len(values) else values[:, 1]
+        keep = np.ones(len(values), dtype=bool)
+        keep[1:] = values[1:, 1] < best[:-1]
+        return np.sort(alive[keep])
+    while len(alive):
+        front.append(int(alive[0]))
+        rest = ~(values[0] <= values).all(axis=1)
+        alive, values = alive[rest], values[rest]
+    return np.sort(np.array(front, dtype=np.intp))
+
+
+def constrained_front(points: np.ndarray, violation: np.ndarray) -> np.ndarray:
+    """Return the front of the points without violation, or the least violating point where there is none.
+
+    Args:
+        points: shape (n, m), to be minimised.
+        violation: summed relative excess, 0 where feasible, NaN or inf where unknown, shape (n,).
+    """
+    feasible = np.flatnonzero(violation == 0)
+    if len(feasible):
+        return feasible[first_front(points[feasible])]
+    known = np.flatnonzero(np.isfinite(violation))
+    return known[[int(violation[known].argmin())]] if len(known) else known
+
+
+class ParetoArchive:
+    """The front of all feasible points seen, kept up to date batch by batch.
+
+    An insert costs O(front size), whatever the number of points seen.
+
+    Args:
+        n_objectives: m.
+    """
+
+    def __init__(self, n_objectives: int) -> None:
+        self.points = np.empty((0, n_objectives))
+        self.ids = np.empty(0, dtype=np.int64)
+        self.n_seen = 0
+        self.n_feasible = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, ids: np.ndarray, points: np.ndarray, violation: np.ndarray) -> np.ndarray:
+        """Add a batch.
+
+        Args:
+            ids: number of each point, ascending over all calls, shape (n,).
+            points: objectives to be minimised, NaN where unknown, shape (n, m).
+            violation: summed relative excess, 0 where feasible, shape (n,).
+
+        Returns:
+            Which points of the batch are on the front now, boolean, shape (n,).
+        """
+        self.n_seen += len(ids)
+        usable = np.flatnonzero((violation == 0) & np.isfinite(points).all(axis=1))
+        self.n_feasible += len(usable)
+        fresh = usable[~is_dominated(points[usable], self.points)]
+        fresh = fresh[first_front(points[fresh])] if len(fresh) else fresh
+        if len(fresh):
+            kept = ~is_dominated(self.points, points[fresh])
+            self.points = np.concatenate([self.points[kept], points[fresh]])
+            self.ids = np.concatenate([self.ids[kept], np.asarray(ids)[fresh]])
+        on_front = np.zeros(len(ids), dtype=bool)
+        on_front[fresh] = True
+        return on_front
+
+    def hypervolume(self, reference: np.ndarray) -> float:
+        """Return the volume that the front dominates below the reference point."""
+        return hypervolume(self.points, reference)

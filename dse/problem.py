@@ -1,0 +1,117 @@
+"""A problem: which models in which roles, for what requests, on what hardware: what a cost model is prepared for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final
+
+from dse.canonical import content_hash
+from dse.errors import UserError
+from dse.hardware import Accelerator, Device, Hardware, read_hardware
+from dse.model import Model
+from dse.params import Value
+from dse.scenario import Scenario
+
+TARGET: Final = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How weights below 16 bits are stored: groups along the input features share a scale and a zero point.
+
+    Attributes:
+        group_size: weights per group.
+        scale_bits: bits of a group's scale.
+        zero_points: whether each group also stores a zero point, as wide as its weights.
+    """
+
+    group_size: int = 128
+    scale_bits: int = 16
+    zero_points: bool = True
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1 or self.scale_bits < 0:
+            raise UserError(f"weight format: group_size={self.group_size}, scale_bits={self.scale_bits} cannot be")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What designs are evaluated for.
+
+    Attributes:
+        models: role -> model. The role "target" is always there; further stages and drafters are roles beside it.
+        scenario: the request.
+        hardware: device or accelerator template.
+        weight_format: storage format of quantised weights.
+    """
+
+    models: Mapping[str, Model]
+    scenario: Scenario
+    hardware: Hardware
+    weight_format: WeightFormat = field(default_factory=WeightFormat)
+
+    def __post_init__(self) -> None:
+        if TARGET not in self.models:
+            raise UserError(f"a problem needs a model in the role {TARGET!r}, not only {sorted(self.models)}")
+        target, scenario = self.models[TARGET], self.scenario
+        if scenario.images and target.image_rule is None:
+            raise UserError(f"{target.name} takes no images, but the scenario has {scenario.images}", "use images=0")
+        if scenario.audio_s and target.audio_rule is None:
+            raise UserError(f"{target.name} takes no audio, but the scenario has {scenario.audio_s} s", "use audio_s=0")
+
+    @property
+    def target(self) -> Model:
+        """The model in the role "target"."""
+        return self.models[TARGET]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of everything that a design's meaning rests on: models, hardware and storage format."""
+        return content_hash(
+            {
+                "models": {role: model.content_hash for role, model in self.models.items()},
+                "hardware": self.hardware.content_hash,
+                "weight_format": self._format_json(),
+            }
+        )
+
+    def bind(self, structural: Mapping[str, Value]) -> Problem:
+        """Return the problem with the values of structural knobs put in place (another device, say)."""
+        device = structural.get("device")
+        if device is None or device == self.hardware.name:
+            return self
+        return replace(self, hardware=read_hardware(str(device)))
+
+    def defaults(self) -> dict[str, Value]:
+        """Return the reference value of every problem-wide knob that exists here."""
+        values: dict[str, Value] = {"batch": self.scenario.batch}
+        if isinstance(self.hardware, Accelerator):
+            values |= self.hardware.reference
+        elif isinstance(self.hardware, Device):
+            values["device"] = self.hardware.name
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the problem as JSON types, self-contained: catalogue files may change, a stored study does not."""
+        return {
+            "models": {role: model.to_json() for role, model in self.models.items()},
+            "scenario": self.scenario.to_json(),
+            "hardware": self.hardware.to_json(),
+            "weight_format": self._format_json(),
+        }
+
+    def _format_json(self) -> dict[str, Any]:
+        form = self.weight_format
+        return {"group_size": form.group_size, "scale_bits": form.scale_bits, "zero_points": form.zero_points}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Problem:
+        """Return the problem that :meth:`to_json` described."""
+        return cls(
+            models={role: Model.from_json(model) for role, model in document["models"].items()},
+            scenario=Scenario.from_json(document["scenario"]),
+            hardware=read_hardware(document["hardware"]),
+            weight_format=WeightFormat(**document["weight_format"]),
+        )

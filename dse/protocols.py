@@ -1,0 +1,270 @@
+"""The four doors: what a cost model, a proposer, an executor and an exporter promise. Read this page first.
+
+A study goes round one loop (:mod:`dse.loop`):
+
+    Proposer.propose(history, k) -> codes -> repair, dedupe -> Executor -> CostModel: DesignBatch -> MetricBatch
+        -> store, history -> Proposer ...                      front -> dashboard | Exporter
+
+Plug-ins are found by name through the catalogue (:mod:`dse.catalogue`), built-in ones too: a plug-in is a module plus
+one line. :mod:`dse.testing` holds a conformance kit for each door, which third parties can run on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from dse.designs import DesignBatch
+from dse.metrics import MetricBatch
+from dse.objectives import Goal
+from dse.params import Value
+from dse.problem import Problem
+from dse.space import BoundSpace
+
+# ---------------------------------------------------------------------------------------------- cost models
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Additive parts of one metric.
+
+    Attributes:
+        metric: the metric that the parts add up to.
+        labels: (component, phase, operator class, cost kind) of each part.
+        parts: shape (n, len(labels)), in the metric's unit; rows sum to the metric's column.
+    """
+
+    metric: str
+    labels: tuple[tuple[str, str, str, str], ...]
+    parts: np.ndarray
+
+
+class Evaluator(Protocol):
+    """A cost model prepared for one problem.
+
+    Laws (the conformance kit tests them): row i of a batch equals the batch of row i, bit for bit or within the
+    model's stated tolerance; row order is kept; a row that cannot run is infeasible with reason and amount, a row that
+    breaks is failed, and neither changes its neighbours; no clock, no network, no global randomness.
+    """
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of the columns it gives."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the model's version and of everything its results depend on besides the designs."""
+        ...
+
+    def evaluate(self, batch: DesignBatch) -> MetricBatch:
+        """Return the metrics of each design, row by row."""
+        ...
+
+    def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
+        """Return the additive parts of its main metrics; an empty list if it has none."""
+        ...
+
+
+@runtime_checkable
+class CostModel(Protocol):
+    """What designs cost, or how good they are: one metric group at one fidelity.
+
+    Attributes:
+        name: its name in the catalogue.
+        group: "hardware", "serving" or "quality".
+        fidelity: "analytical", "simulated", "measured", "prior", "surrogate".
+        version: changes whenever results change.
+        laws: names of the laws of :mod:`dse.testing.laws` that it declares to obey beyond those of
+            :class:`Evaluator` ("more_bandwidth_never_costs_time", ...).
+    """
+
+    name: str
+    group: str
+    fidelity: str
+    version: str
+    laws: frozenset[str]
+
+    def prepare(self, problem: Problem) -> Evaluator:
+        """Return an evaluator in which all that depends on the problem alone is computed.
+
+        Raises:
+            UserError: the problem is none that this model can cost; the message says why.
+        """
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- proposers
+
+
+@dataclass(frozen=True)
+class History:
+    """What a proposer may see: finished designs of earlier batches, in proposal order.
+
+    Attributes:
+        space: the search space.
+        goal: objectives and constraints.
+        seed: the study's seed, for sequences that run through all batches.
+        codes: shape (h, p), unsigned 16-bit.
+        objectives: to be minimised, NaN where the design could not run or failed, shape (h, m).
+        violation: summed relative excess over hard limits and constraints, 0 where feasible, inf where failed, (h,).
+        numbers: design numbers, ascending, shape (h,).
+        marks: the small integer that the proposer attached to each design when it proposed it, -1 if another
+            proposer did, shape (h,).
+        n_total: designs finished in the study, of which these may be a selection.
+        pending_codes: designs proposed but not finished yet (a study with lag has some), shape (q, p).
+        pending_marks: their marks, -1 for those of other proposers, shape (q,).
+    """
+
+    space: BoundSpace
+    goal: Goal
+    seed: int
+    codes: np.ndarray
+    objectives: np.ndarray
+    violation: np.ndarray
+    numbers: np.ndarray
+    marks: np.ndarray
+    n_total: int
+    pending_codes: np.ndarray
+    pending_marks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def next_mark(self) -> int:
+        """Return one more than the largest mark this proposer has given, 0 if it has given none."""
+        return 1 + max(self.marks.max(initial=-1), self.pending_marks.max(initial=-1))
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Designs that a proposer asks to evaluate.
+
+    Attributes:
+        codes: shape (k', p), k' <= k; repaired by the loop.
+        parents: for each, the numbers of the designs it was derived from.
+        marks: a small integer for each that comes back in :attr:`History.marks` (a generation, say), shape (k',).
+    """
+
+    codes: np.ndarray
+    parents: Sequence[tuple[int, ...]] = ()
+    marks: np.ndarray | None = None
+
+
+@runtime_checkable
+class Proposer(Protocol):
+    """Who suggests designs.
+
+    Laws: the answer depends on ``history``, ``k`` and ``rng`` alone, so that a resumed study goes on as the
+    uninterrupted one would have; whatever an instance keeps between calls is a cache. At most ``k`` rows; fewer, or
+    none, is an honest answer of a method that has no more.
+
+    Attributes:
+        name: its name in the catalogue, with its options ("optuna:tpe").
+        window: how many rows of history it wants at most; 0 for all of them. What is left out is neither on the
+            front, nor among the latest, nor (for the marks' sake) among its own latest designs.
+    """
+
+    name: str
+    window: int
+
+    def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
+        """Return up to ``k`` designs worth evaluating next."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- executors
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A shipping unit: evaluated rows ``start`` to ``start + n - 1`` of a batch.
+
+    Attributes:
+        start: first row.
+        groups: one metric batch of n rows per cost model, in the study's order.
+    """
+
+    start: int
+    groups: Sequence[MetricBatch]
+
+
+class Executor(Protocol):
+    """Where evaluation happens. The rows it returns do not depend on which executor it is, nor on chunk sizes.
+
+    Attributes:
+        name: "local" or "ray".
+    """
+
+    name: str
+
+    def submit(self, codes: np.ndarray) -> int:
+        """Take a batch of codes for evaluation and return its ticket; may start right away."""
+        ...
+
+    def collect(self, ticket: int) -> Iterator[Chunk]:
+        """Yield the metrics of a submitted batch, chunk by chunk in row order, each row once."""
+        ...
+
+    def close(self) -> None:
+        """Release processes and memory; safe to call twice."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- exporters
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A design picked for export, with the evidence for it.
+
+    Attributes:
+        study: name of the study, "" for a what-if design.
+        number: its number there, -1 for a what-if design.
+        problem: what it was evaluated for.
+        design: a batch of one row.
+        values: knob label -> value as the study's space names them.
+        metrics: its metrics, a batch of one row.
+        provenance: where it comes from (proposer, seed, cost models with versions and fingerprints, ...).
+    """
+
+    study: str
+    number: int
+    problem: Problem
+    design: DesignBatch
+    values: Mapping[str, Value]
+    metrics: MetricBatch
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Files of an export.
+
+    Attributes:
+        files: relative file name -> content.
+        not_expressible: what of the design the format cannot say, one sentence each; never dropped in silence.
+    """
+
+    files: Mapping[str, bytes]
+    not_expressible: Sequence[str] = ()
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """Turns a chosen design into files that another tool opens.
+
+    Attributes:
+        name: its name in the catalogue.
+        help: what opens the result.
+    """
+
+    name: str
+    help: str
+
+    def export(self, chosen: Chosen) -> Exported:
+        """Return the files; touches no file system itself."""
+        ...

@@ -1,0 +1,243 @@
+"""Laws of cost models. A model declares those that apply to it in ``laws``; each function here checks one.
+
+A law gets the cost model, a bound space, and rows of codes, and raises AssertionError with the row and the values where
+the law is broken. Laws about the hardware change the designs' hardware fields or, for a device, its description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from dse.designs import DesignBatch
+from dse.hardware import Accelerator, Device, read_hardware
+from dse.knobs import KNOBS
+from dse.metrics import MetricBatch, Status
+from dse.problem import TARGET, Problem
+from dse.protocols import CostModel
+from dse.schema import Schema
+from dse.space import BoundSpace
+
+Law = Callable[[CostModel, BoundSpace, np.ndarray], None]
+
+# Sums over hundreds of operators may be taken in another order.
+ROUNDING: Final = 1e-9
+
+
+def row_equals_batch(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
+    """Row i of a batch equals the batch of row i, whatever its neighbours; a reversed batch is reversed."""
+    evaluator = model.prepare(space.schema.problem)
+    batch = space.decode(codes)
+    whole = evaluator.evaluate(batch)
+    backwards = evaluator.evaluate(batch.take(np.arange(len(batch))[::-1]))
+    for i in range(len(batch)):
+        one = evaluator.evaluate(batch.take([i]))
+        _same_row(model, whole, i, one, 0, "its batch of one")
+        _same_row(model, whole, i, backwards, len(batch) - 1 - i, "the reversed batch")
+
+
+def _same_row(model: CostModel, a: MetricBatch, i: int, b: MetricBatch, j: int, where: str) -> None:
+    assert a.status[i] == b.status[j], f"{model.name}: row {i} is {a.status[i]}, in {where} {b.status[j]}"
+    assert a.reason(i) == b.reason(j), f"{model.name}: row {i}: {a.reason(i)!r}, in {where} {b.reason(j)!r}"
+    for name in a.values:
+        x, y = a.values[name][i], b.values[name][j]
+        same = x == y or (np.isnan(x) and np.isnan(y)) or abs(x - y) <= 1e-12 * abs(x)
+        assert same, f"{model.name}: row {i} has {name}={x!r}, in {where} {y!r}"
+
+
+def more_bandwidth_never_costs_time(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
+    """Twice the memory bandwidth never lengthens a request."""
+    _never_slower(model, space, codes, {"dram_bytes_per_s": 2.0}, {"memory_bytes_per_s": 2.0})
+
+
+def more_sram_never_costs_time(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
+    """Twice the on-chip memory never lengthens a request, and never makes a design infeasible."""
+    _never_slower(model, space, codes, {"sram_bytes": 2.0}, {"cache_bytes": 2.0})
+
+
+def _never_slower(
+    model: CostModel, space: BoundSpace, codes: np.ndarray, fields: Mapping[str, float], device: Mapping[str, float]
+) -> None:
+    batch = space.decode(codes)
+    before = model.prepare(space.schema.problem).evaluate(batch)
+    after = _with_hardware(model, space.schema.problem, batch, fields, device)
+    fits = before.status == Status.OK
+    assert (after.status[fits] == Status.OK).all(), f"{model.name}: more of {list(fields)} makes a design infeasible"
+    for name in ("latency_s", "ttft_s", "tpot_s"):
+        slower = after.values[name][fits] > before.values[name][fits] * (1 + ROUNDING)
+        assert not slower.any(), f"{model.name}: more of {list(fields)} raises {name} in rows {np.flatnonzero(slower)}"
+
+
+def time_scales_with_time(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
+    """When every clock, bandwidth and peak is a quarter, every time but fixed overheads is four times, exactly.
+
+    This is dimensional analysis as a test: a forgotten unit or a hidden constant breaks it. Overheads are what the
+    breakdown calls so; the factor is a power of two, so floats stay exact.
+    """
+    batch = space.decode(codes)
+    problem = space.schema.problem
+    before = _time_parts(model, problem, batch)
+    fields = {"dram_bytes_per_s": 0.25, "freq_hz": 0.25}
+    slow_problem, slow_batch = _changed(problem, batch, fields, {"memory_bytes_per_s": 0.25, "peak_ops_per_s": 0.25})
+    after = _time_parts(model, slow_problem, slow_batch)
+    assert before.keys() == after.keys(), f"{model.name}: slower hardware changes which parts there are"
+    for label, part in before.items():
+        factor = 1.0 if label[3] == "overhead" else 4.0
+        exact = after[label] == factor * part
+        assert exact.all(), f"{model.name}: {label} is {part} s, on hardware of a quarter of the speed {after[label]} s"
+
+
+def _time_parts(model: CostModel, problem: Problem, batch: DesignBatch) -> dict[tuple[str, str, str, str], np.ndarray]:
+    found = {p.metric: p for p in model.prepare(problem).breakdown(batch)}["latency_s"]
+    return {label: found.parts[:, i] for i, label in enumerate(found.labels)}
+
+
+def fewer_bits_never_cost_bytes(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
+    """Narrower weights, activations, keys or values never raise any byte count."""
+    batch = space.decode(codes)
+    evaluator = model.prepare(space.schema.problem)
+    before = evaluator.evaluate(batch)
+    for knob in ("weight_bits", "act_bits", "k_bits", "v_bits"):
+        if knob not in batch:
+            continue
+        after = evaluator.evaluate(_narrowed(batch, knob))
+        rows = (before.status == Status.OK) & (after.status == Status.OK)
+        for name in ("weight_bytes", "kv_bytes", "dram_bytes", "memory_bytes"):
+            more = after.values[name][rows] > before.values[name][rows] * (1 + ROUNDING)
+            assert not more.any(), f"{model.name}: fewer {knob} raise {name} in rows {np.flatnonzero(more)}"
+
+
+def fewer_bits_never_gain_quality(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
+    """Narrower weights, activations, keys or values never lower the expected loss."""
+    batch = space.decode(codes)
+    evaluator = model.prepare(space.schema.problem)
+    before = evaluator.evaluate(batch).values["quality_loss"]
+    for knob in ("weight_bits", "act_bits", "k_bits", "v_bits"):
+        if knob in batch:
+            after = evaluator.evaluate(_narrowed(batch, knob)).values["quality_loss"]
+            better = after < before * (1 - ROUNDING)
+            assert not better.any(), f"{model.name}: fewer {knob} lower the loss in rows {np.flatnonzero(better)}"
+
+
+def _narrowed(batch: DesignBatch, knob: str) -> DesignBatch:
+    """Return the designs with one knob at its next lower width everywhere."""
+    legal = np.array(KNOBS[knob].allowed)
+    below = np.maximum(np.searchsorted(legal, batch[knob]) - 1, 0)
+    return _replaced(batch, {knob: legal[below]})
+
+
+def breakdown_adds_up(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
+    """The parts of every metric that is broken down add up to it, and none is negative."""
+    batch = space.decode(codes)
+    evaluator = model.prepare(space.schema.problem)
+    metrics = evaluator.evaluate(batch)
+    rows = metrics.status == Status.OK
+    parts = evaluator.breakdown(batch)
+    assert parts, f"{model.name} declares a breakdown and gives none"
+    for part in parts:
+        assert (part.parts[rows] >= 0).all(), f"{model.name}: a part of {part.metric} is negative"
+        total, sums = metrics.values[part.metric][rows], part.parts[rows].sum(axis=1)
+        wrong = np.abs(sums - total) > ROUNDING * np.abs(total) + 1e-300
+        assert not wrong.any(), f"{model.name}: the parts of {part.metric} add up to {sums[wrong]}, not {total[wrong]}"
+
+
+def traffic_at_least_compulsory(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
+    """Every decode pass reads every weight of a dense decoder once, at its stored width without scales."""
+    batch = space.decode(codes)
+    problem = space.schema.problem
+    metrics = model.prepare(problem).evaluate(batch)
+    rows = np.flatnonzero(metrics.status == Status.OK)
+    passes = problem.scenario.output_tokens - 1
+    for row in rows:
+        least = passes * _decoder_weight_bytes(problem, batch, int(row))
+        found = metrics.values["dram_bytes"][row]
+        assert found >= least * (1 - ROUNDING), f"{model.name}: row {row} moves {found} B, its weights alone {least} B"
+
+
+def _decoder_weight_bytes(problem: Problem, batch: DesignBatch, row: int) -> float:
+    """Return the least bytes of the decoder's linear weights, counted module by module; experts not at all."""
+    model = problem.models[TARGET]
+    bits = {
+        entry.path: float(batch["weight_bits"][row, i])
+        for i, entry in enumerate(batch.schema.fields["weight_bits"].entries)
+        if entry.role == TARGET
+    }
+    blocks = batch.schema.fields["block_keep"].entries
+    kept = {
+        (e.component, e.block): float(batch["block_keep"][row, i]) for i, e in enumerate(blocks) if e.role == TARGET
+    }
+    units = {(b.component, b.index): (b.head_units, b.ffn_units) for b in model.blocks}
+    total = 0.0
+    for op in model.graph("decode").ops:
+        if op.kind != "linear" or not op.module or model.module(op.module).n_copies > 1:
+            continue
+        heads, channels = _kept_units(batch, row, op.component, op.block, units)
+        owner = model.module(op.module).tied_to or op.module
+        total += kept.get((op.component, op.block), 1.0) * op.n_weights(heads, channels) * bits.get(owner, 16.0) / 8
+    return total
+
+
+def _kept_units(
+    batch: DesignBatch, row: int, component: str, block: int, units: Mapping[tuple[str, int], tuple[int, int]]
+) -> tuple[int, int]:
+    out = []
+    for name, whole in zip(("head_keep", "ffn_keep"), units.get((component, block), (0, 0)), strict=True):
+        field = batch.schema.fields.get(name)
+        ratios = [
+            float(batch[name][row, i])
+            for i, e in enumerate(field.entries if field else ())
+            if (e.role, e.component, e.block) == (TARGET, component, block)
+        ]
+        out.append(int(np.ceil((ratios[0] if ratios else 1.0) * whole - 1e-9)))
+    return out[0], out[1]
+
+
+# ---------------------------------------------------------------------------------------------- changed hardware
+
+
+def _with_hardware(
+    model: CostModel, problem: Problem, batch: DesignBatch, fields: Mapping[str, float], device: Mapping[str, float]
+) -> MetricBatch:
+    changed_problem, changed_batch = _changed(problem, batch, fields, device)
+    return model.prepare(changed_problem).evaluate(changed_batch)
+
+
+def _changed(
+    problem: Problem, batch: DesignBatch, fields: Mapping[str, float], device: Mapping[str, float]
+) -> tuple[Problem, DesignBatch]:
+    """Return problem and designs with hardware fields multiplied: of the designs, or of the device's description."""
+    if isinstance(problem.hardware, Accelerator):
+        return problem, _replaced(batch, {n: batch[n] * f for n, f in fields.items()})
+    assert isinstance(problem.hardware, Device)
+    document: dict[str, Any] = dict(problem.hardware.to_json())
+    for name, factor in device.items():
+        value = document.get(name)
+        if isinstance(value, Mapping):
+            document[name] = {k: v * factor for k, v in value.items()}
+        elif value is not None:
+            document[name] = value * factor
+    changed = replace(problem, hardware=read_hardware(document))
+    return changed, _replaced(batch, {}, Schema(changed, batch.schema.channel_groups))
+
+
+def _replaced(batch: DesignBatch, arrays: Mapping[str, np.ndarray], schema: Schema | None = None) -> DesignBatch:
+    return DesignBatch(schema or batch.schema, {n: arrays.get(n, batch[n]) for n in batch.schema.fields})
+
+
+LAWS: Final[dict[str, Law]] = {
+    law.__name__: law
+    for law in (
+        row_equals_batch,
+        more_bandwidth_never_costs_time,
+        more_sram_never_costs_time,
+        time_scales_with_time,
+        fewer_bits_never_cost_bytes,
+        fewer_bits_never_gain_quality,
+        breakdown_adds_up,
+        traffic_at_least_compulsory,
+    )
+}
+"""All laws by name; :func:`row_equals_batch` holds for every cost model, the others for those that declare them."""
