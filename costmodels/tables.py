@@ -1,0 +1,323 @@
+"""Operator graphs and module tables as arrays, prepared once per model so that batches are sized without Python loops.
+
+Matrix products become the arrays that :func:`costmodels.products.size_products` works on. Vector work becomes groups of
+like operators (same component, kind, rows and span) whose elements add up, because the time and energy of an element
+depend on its kind alone.
+
+Shapes: n designs, j products, g vector groups, b blocks, c channel groups. An array that is the same for all designs
+has a leading axis of 1 and broadcasts. Numbers are float64, exact to 2^53.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+import numpy as np
+
+from costmodels.products import LINEAR, PLAIN_BITS, SCORE, VALUE, Bound, Products, Widths, size_products
+from dse.designs import DesignBatch
+from dse.model import Dim, Graph, Model, Module, Op, OpKind
+from dse.problem import WeightFormat
+from dse.schema import Schema
+
+_T = TypeVar("_T")
+_ONE: Final = np.ones((1, 1))
+
+CLASSES: Final = ("linear", "attention", "norm", "elementwise", "cache")
+_CLASS_OF: Final = {
+    OpKind.LINEAR: "linear",
+    OpKind.SCORE: "attention",
+    OpKind.VALUE: "attention",
+    OpKind.SOFTMAX: "attention",
+    OpKind.NORM: "norm",
+    OpKind.CACHE: "cache",
+}
+_PRODUCT_OF: Final = {OpKind.LINEAR: LINEAR, OpKind.SCORE: SCORE, OpKind.VALUE: VALUE}
+
+
+def class_of(kind: OpKind) -> str:
+    """Return the operator class that breakdowns use."""
+    return _CLASS_OF.get(kind, "elementwise")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A row symbol bound to numbers: ``per_sequence`` rows in each of ``sequences``, shapes (n or 1, 1)."""
+
+    per_sequence: np.ndarray
+    sequences: np.ndarray
+
+
+class Binding(Protocol):
+    """What a workload binds symbols to, for one phase and one batch of designs."""
+
+    def rows(self, symbol: str) -> Rows:
+        """Return the rows of a symbol."""
+        ...
+
+    def span(self, symbol: str, window: int, chunked: bool) -> np.ndarray:
+        """Return the positions that a row looks at, shape (n or 1, 1)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What pruning leaves of each block, with one more column for operators outside blocks, shape (n or 1, b + 1)."""
+
+    heads: np.ndarray
+    channels: np.ndarray
+    block: np.ndarray
+
+
+@dataclass(frozen=True)
+class Gemms:
+    """The matrix products of one phase for a batch of designs.
+
+    Attributes:
+        planes: result of :func:`costmodels.products.size_products`, shape (8, n, j).
+        is_weight: whether B is a weight (else keys or values), shape (j,).
+        is_cached: whether B comes from the key-value cache, shape (j,).
+        visible_ratio: part of rows x span that a causal mask leaves, shape (n or 1, j).
+    """
+
+    planes: np.ndarray
+    is_weight: np.ndarray
+    is_cached: np.ndarray
+    visible_ratio: np.ndarray
+
+
+class GemmTable:
+    """The matrix products of one phase.
+
+    Attributes:
+        labels: (component, class) of each.
+    """
+
+    def __init__(self, graph: Graph, model: Model, schema: Schema, role: str) -> None:
+        ops = [op for op in graph.ops if op.kind.is_matmul]
+        modules = [model.module(op.module) if op.module else None for op in ops]
+        self.labels = [(op.component, class_of(op.kind)) for op in ops]
+        self._is_weight = np.array([op.kind is OpKind.LINEAR for op in ops], dtype=bool)
+        self._is_cached = np.array([op.cached for op in ops], dtype=bool)
+        self._rows, rows = distinct([op.rows for op in ops])
+        self._spans, span = distinct([(op.span, op.window, op.chunked) for op in ops])
+        self._masks, self._mask = distinct([(op.rows, op.span, op.window, op.chunked, op.causal) for op in ops])
+        weight, share = weight_columns(modules, schema, role)
+        self._products = Products(
+            kind=np.array([_PRODUCT_OF[op.kind] for op in ops], dtype=np.int64),
+            block=block_columns(ops, model),
+            k=dim_table([op.k for op in ops]),
+            n=dim_table([op.n for op in ops]),
+            heads=dim_table([op.heads if op.heads != Dim() else Dim(1) for op in ops]),
+            kv_heads=dim_table([op.kv_heads if op.kv_heads != Dim() else Dim(1) for op in ops]),
+            rows=rows,
+            span=span,
+            copies=np.array([m.n_copies if m else 1 for m in modules], dtype=np.float64),
+            active=np.array([op.n_active for op in ops], dtype=np.float64),
+            weight=weight,
+            share=share,
+            act=_act_columns(ops, schema, role),
+            cache=_cache_columns(ops, schema, role),
+        )
+
+    def size(self, kept: Kept, bound: Binding, widths: Widths) -> Gemms:
+        """Return the products for a batch of designs."""
+        n = len(widths.weight)
+        rows = [bound.rows(symbol) for symbol in self._rows]
+        numbers = Bound(
+            heads=full(kept.heads, n),
+            channels=full(kept.channels, n),
+            block=full(kept.block, n),
+            per_sequence=full(beside([r.per_sequence for r in rows]), n),
+            sequences=full(beside([r.sequences for r in rows]), n),
+            spans=full(beside([bound.span(*s) for s in self._spans]), n),
+        )
+        planes = size_products(self._products, numbers, widths)
+        return Gemms(planes, self._is_weight, self._is_cached, self._visible(bound))
+
+    def _visible(self, bound: Binding) -> np.ndarray:
+        found = []
+        for rows, span, window, chunked, causal in self._masks:
+            length = bound.rows(rows).per_sequence
+            found.append(_causal_ratio(length, bound.span(span, window, chunked), chunked) if causal else _ONE)
+        return beside(found)[:, self._mask]
+
+
+def _causal_ratio(rows: np.ndarray, span: np.ndarray, chunked: bool) -> np.ndarray:
+    """Return the visible part of rows x span where row i sees the last min(i + 1, span) positions.
+
+    In decode a row sees its whole span: there are fewer rows than positions, and the ratio is 1.
+    """
+    whole, rest = np.divmod(rows, np.maximum(span, 1.0))
+    triangle = span * (span + 1) / 2
+    pairs = whole * triangle + rest * (rest + 1) / 2 if chunked else triangle + (rows - span) * span
+    return np.where(rows < span, 1.0, pairs / np.maximum(rows * span, 1.0))
+
+
+@dataclass(frozen=True)
+class _VectorGroup:
+    component: str
+    kind: OpKind
+    rows: str
+    span: tuple[str, int, bool]
+
+
+class VectorTable:
+    """The vector work of one phase.
+
+    Attributes:
+        labels: (component, kind) of each group.
+    """
+
+    def __init__(self, graph: Graph, model: Model) -> None:
+        ops = [op for op in graph.ops if not op.kind.is_matmul and op.kind is not OpKind.CACHE]
+        keys = [_VectorGroup(op.component, op.kind, op.rows, _span_of(op)) for op in ops]
+        self._groups, index = distinct(keys)
+        self.labels = [(g.component, g.kind) for g in self._groups]
+        shape = (len(self._groups), len(model.blocks) + 1)
+        self._fixed, self._per_head, self._per_channel = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        for op, group, column in zip(ops, index, block_columns(ops, model), strict=True):
+            size = (op.heads if op.kind is OpKind.SOFTMAX else op.n).times(op.n_active)
+            self._fixed[group, column] += size.fixed
+            self._per_head[group, column] += size.per_head
+            self._per_channel[group, column] += size.per_ffn
+
+    def elements(self, kept: Kept, bound: Binding) -> np.ndarray:
+        """Return the elements that each group writes, shape (n or 1, g)."""
+        if not self._groups:
+            return np.zeros((1, 0))
+        # einsum, not a matrix product: its sums do not depend on the number of rows.
+        per_row = (
+            np.einsum("nb,gb->ng", kept.block, self._fixed)
+            + np.einsum("nb,gb->ng", kept.block * kept.heads, self._per_head)
+            + np.einsum("nb,gb->ng", kept.block * kept.channels, self._per_channel)
+        )
+        rows = [bound.rows(g.rows) for g in self._groups]
+        total = beside([r.per_sequence * r.sequences for r in rows])
+        span = beside([bound.span(*g.span) if g.span[0] else _ONE for g in self._groups])
+        return per_row * total * span
+
+
+def _span_of(op: Op) -> tuple[str, int, bool]:
+    return (op.span, op.window, op.chunked) if op.span else ("", 0, False)
+
+
+class Dims:
+    """Dims of many modules as arrays."""
+
+    def __init__(self, dims: Sequence[Dim]) -> None:
+        self._fixed, self._per_head, self._per_channel = (np.ascontiguousarray(c) for c in dim_table(dims).T)
+        self._is_fixed = not (self._per_head.any() or self._per_channel.any())
+
+    def size(self, kept: Kept, block: np.ndarray) -> np.ndarray:
+        """Return the sizes, shape (n or 1, j), where ``block`` (j,) is the block column of each."""
+        if self._is_fixed:
+            return self._fixed[None, :]
+        return self._fixed + self._per_head * kept.heads[:, block] + self._per_channel * kept.channels[:, block]
+
+
+def dim_table(dims: Sequence[Dim]) -> np.ndarray:
+    """Return dims as rows (fixed, per head, per channel), shape (j, 3)."""
+    return np.array([tuple(d) for d in dims], dtype=np.float64).reshape(len(dims), 3)
+
+
+def block_columns(ops: Sequence[Op] | Sequence[Module], model: Model) -> np.ndarray:
+    """Return the block column of each operator or module; one past the last for what is outside blocks, shape (j,)."""
+    columns = {(b.component, b.index): i for i, b in enumerate(model.blocks)}
+    return np.array([columns.get((op.component, op.block), len(model.blocks)) for op in ops], dtype=np.int64)
+
+
+def weight_columns(modules: Sequence[Module | None], schema: Schema, role: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first weight-bits entry of each module, shape (j,), and the parts of its channel groups, (j, c).
+
+    What has no entry points one past the last, where 16 bits stand. A tied module has the entry of its owner.
+    """
+    field, groups = schema.fields["weight_bits"], schema.channel_groups
+    start = {e.path: i for i, e in enumerate(field.entries) if e.channel == 0 and e.role == role}
+    first = [start.get((m.tied_to or m.path) if m else "", len(field.entries)) for m in modules]
+    sizes = np.array([_channel_parts(m, groups) for m in modules], dtype=np.float64).reshape(len(modules), groups)
+    return np.array(first, dtype=np.int64), sizes / sizes.sum(axis=1, keepdims=True)
+
+
+def _channel_parts(module: Module | None, groups: int) -> list[int]:
+    """Output channels of each of a module's channel groups, as even as can be; equal parts where there is none."""
+    size = max(groups, sum(module.out_dim)) if module else groups
+    return [size * (c + 1) // groups - size * c // groups for c in range(groups)]
+
+
+def _act_columns(ops: Sequence[Op], schema: Schema, role: str) -> np.ndarray:
+    field = schema.fields["act_bits"]
+    index = {e.path: i for i, e in enumerate(field.entries) if e.role == role}
+    none = len(field.entries)
+    return np.array([index.get(op.module, none) if op.kind is OpKind.LINEAR else none for op in ops], dtype=np.int64)
+
+
+def cache_columns(coordinates: Sequence[tuple[str, int]], name: str, schema: Schema, role: str) -> np.ndarray:
+    """Return the column of the cache widths for the keys or values of blocks, shape (j,).
+
+    Args:
+        coordinates: (component, block index) of each.
+        name: "k_bits" or "v_bits". A latent cache has no values of its own: both are read from the latents.
+    """
+    index: dict[tuple[str, str, int], int] = {}
+    column = 0
+    for field in ("k_bits", "v_bits"):
+        for entry in schema.fields[field].entries if field in schema.fields else ():
+            if entry.role == role:
+                index[field, entry.component, entry.block] = column
+            column += 1
+    found = [index.get((name, *at), index.get(("k_bits", *at), column)) for at in coordinates]
+    return np.array(found, dtype=np.int64)
+
+
+def _cache_columns(ops: Sequence[Op], schema: Schema, role: str) -> np.ndarray:
+    at = [(op.component, op.block if op.cached else -1) for op in ops]
+    keys, values = (cache_columns(at, name, schema, role) for name in ("k_bits", "v_bits"))
+    return np.where([op.kind is OpKind.VALUE for op in ops], values, keys)
+
+
+def bind_widths(batch: DesignBatch, form: WeightFormat) -> Widths:
+    """Return the widths of a batch of designs."""
+    n = len(batch)
+    plain = np.full((n, 1), float(PLAIN_BITS))
+
+    def table(*names: str) -> np.ndarray:
+        found = [np.asarray(batch[name], dtype=np.float64) for name in names if name in batch]
+        return np.concatenate([*found, plain], axis=1)
+
+    return Widths(
+        weight=table("weight_bits"),
+        act=table("act_bits"),
+        cache=table("k_bits", "v_bits"),
+        group_size=float(form.group_size),
+        scale_bits=float(form.scale_bits),
+        zero_points=float(form.zero_points),
+    )
+
+
+def group_bits(bits: np.ndarray, form: WeightFormat) -> np.ndarray:
+    """Return what a group of elements stores beside them, in bits; nothing at 16 bits."""
+    return np.where(bits < PLAIN_BITS, form.scale_bits + form.zero_points * bits, 0.0)
+
+
+def unique_rows(array: np.ndarray) -> np.ndarray:
+    """Return the array with one row if it is a broadcast of one row (a knob that nobody varies)."""
+    return array[:1] if len(array) > 1 and array.strides[0] == 0 else array
+
+
+def full(array: np.ndarray, n: int) -> np.ndarray:
+    """Return a contiguous float64 array of n rows, as compiled loops want it."""
+    return np.ascontiguousarray(np.broadcast_to(array, (n, array.shape[1])), dtype=np.float64)
+
+
+def beside(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Return columns (n or 1, 1) side by side, shape (n or 1, len(columns))."""
+    return np.concatenate(np.broadcast_arrays(*columns), axis=1) if columns else np.zeros((1, 0))
+
+
+def distinct(items: Sequence[_T]) -> tuple[list[_T], np.ndarray]:
+    """Return the distinct items in order, and the index of each item among them."""
+    order = {item: i for i, item in enumerate(dict.fromkeys(items))}
+    return list(order), np.array([order[item] for item in items], dtype=np.int64)
