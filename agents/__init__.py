@@ -1,0 +1,12 @@
+"""Who proposes designs. Adding a proposer: a module, and its line here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROPOSERS: Final = {
+    "auto": "agents.auto:Auto",
+    "random": "agents.sampling:Random",
+    "sobol": "agents.sampling:Sobol",
+    "optuna": "agents.optuna_sampler:OptunaSampler",
+}

@@ -1,0 +1,51 @@
+"""Proposers that do not look at results: uniform random, and a scrambled Sobol sequence over the levels."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy.stats import qmc
+
+from dse.protocols import History, Proposals
+from dse.space import BoundSpace
+
+
+class Random:
+    """Uniform over the levels of every parameter."""
+
+    name = "random"
+    window = 1
+
+    def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
+        """Return k random designs."""
+        return Proposals(history.space.sample(k, rng))
+
+
+class Sobol:
+    """A scrambled Sobol sequence (Joe and Kuo direction numbers, at most 21,201 parameters), levels of equal width.
+
+    The sequence runs through all batches of a study: a design's mark is its index, so the next batch goes on behind
+    the largest one seen. The scrambling follows the study's seed.
+    """
+
+    name = "sobol"
+    window = 1
+
+    def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
+        """Return the next k points of the sequence; random ones in spaces beyond the tabulated dimensions."""
+        if history.space.n_parameters > qmc.Sobol.MAXDIM:
+            return Proposals(history.space.sample(k, rng))
+        first = history.next_mark()
+        return Proposals(sobol_codes(history.space, history.seed, first, k), marks=np.arange(first, first + k))
+
+
+def sobol_codes(space: BoundSpace, seed: int, first: int, k: int) -> np.ndarray:
+    """Return points ``first`` to ``first + k - 1`` of the scrambled sequence as codes, shape (k, p)."""
+    engine = qmc.Sobol(space.n_parameters, scramble=True, rng=np.random.default_rng([seed, 0x50B01]))
+    if first:  # scipy refuses to go forward by nothing
+        engine.fast_forward(first)
+    with warnings.catch_warnings():
+        # Balance holds for whole powers of two only, and that is fine: the sequence goes on in the next batch.
+        warnings.simplefilter("ignore", UserWarning)
+        return space.from_unit(engine.random(k))

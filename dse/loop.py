@@ -1,0 +1,289 @@
+"""The loop: ask, evaluate, tell. Pure logic over the four doors; no SQL, no Ray, no clock.
+
+What a proposer sees is fixed by the study, not by who evaluates: batch b is proposed from the results of the batches
+up to b - lag, in proposal order, with a random generator seeded by (seed, b). Every proposal is repaired and hashed; a
+design that was proposed before is counted and never paid for again. Batches are recorded before they are evaluated, so
+a study that was killed goes on with the same designs it would have evaluated, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+
+from dse.errors import UserError
+from dse.evaluation import hard_violation
+from dse.metrics import MetricBatch
+from dse.objectives import Goal
+from dse.protocols import Executor, Proposals, Proposer
+from dse.record import Record
+from dse.space import BoundSpace
+
+_STALLS_BEFORE_RANDOM: Final = 3
+_STALLS_BEFORE_END: Final = 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The new designs of one ask.
+
+    Attributes:
+        number: batch number.
+        proposer: who proposed it.
+        first: number of its first design; the others follow.
+        codes: shape (n, p).
+        hashes: content hashes.
+        marks: the proposer's marks, shape (n,).
+        parents: numbers of the designs each was derived from.
+        n_asked, n_proposed: designs asked for, and proposed, duplicates included.
+        n_evaluated: leading designs whose metrics are recorded already (after a resume).
+    """
+
+    number: int
+    proposer: str
+    first: int
+    codes: np.ndarray
+    hashes: Sequence[bytes]
+    marks: np.ndarray
+    parents: Sequence[tuple[int, ...]]
+    n_asked: int
+    n_proposed: int
+    n_evaluated: int = 0
+
+
+class Journal(Protocol):
+    """Where the loop records what it does, before it goes on."""
+
+    def proposed(self, batch: Batch) -> None:
+        """Record a batch before it is evaluated."""
+        ...
+
+    def evaluated(self, batch: Batch, start: int, groups: Sequence[MetricBatch], *, is_last: bool) -> None:
+        """Record the metrics of the batch's designs from row ``start`` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a study stands.
+
+    Attributes:
+        n_done: designs finished.
+        n_target: designs wanted.
+        n_duplicates: proposals answered from the table.
+        n_infeasible: designs that cannot run or break a constraint.
+        n_failed: designs on which a cost model broke.
+        n_front: designs on the front.
+        hypervolume: of the front, up to ``reference``; NaN before there is a feasible design.
+        reference: the hypervolume's reference point, None before.
+        end: why the loop ended, "" while it goes on.
+    """
+
+    n_done: int
+    n_target: int
+    n_duplicates: int
+    n_infeasible: int
+    n_failed: int
+    n_front: int
+    hypervolume: float
+    reference: np.ndarray | None
+    end: str = ""
+
+
+class Loop:
+    """Drives a study.
+
+    Args:
+        space: the bound search space.
+        goal: objectives and constraints.
+        proposers: who proposes; batch b is the turn of ``proposers[b % len(proposers)]``.
+        executor: who evaluates.
+        journal: who records.
+        seed: seed of everything random.
+        ask_size: designs asked for at a time.
+        lag: batches that may be under way at once.
+    """
+
+    def __init__(
+        self,
+        space: BoundSpace,
+        goal: Goal,
+        proposers: Sequence[Proposer],
+        executor: Executor,
+        journal: Journal,
+        *,
+        seed: int,
+        ask_size: int,
+        lag: int,
+    ) -> None:
+        if ask_size < 1 or lag < 1:
+            raise UserError(f"ask_size={ask_size} and lag={lag} must be 1 or more")
+        self.space, self.goal, self.proposers = space, goal, proposers
+        self.executor, self.journal = executor, journal
+        self.seed, self.ask_size, self.lag = seed, ask_size, lag
+        self.record = Record(space, goal, seed)
+        self.reference: np.ndarray | None = None
+        self.n_batches = 0
+        self.n_proposed = 0
+        self.n_designs = 0
+        self._known: set[bytes] = set()
+        self._open: deque[tuple[Batch, int]] = deque()
+        self._partial: list[tuple[int, Sequence[MetricBatch]]] = []
+        self._stalls = 0
+
+    # ------------------------------------------------------------------ resuming
+
+    def restore(self, batch: Batch, groups: Sequence[MetricBatch]) -> None:
+        """Take over a batch that was recorded earlier; call in batch order before :meth:`run`.
+
+        Args:
+            batch: the batch; ``n_evaluated`` says how many of its designs ``groups`` answers.
+            groups: metrics of its evaluated designs, one batch per cost model.
+        """
+        self.n_batches = batch.number + 1
+        self.n_designs += len(batch.codes)
+        self.n_proposed += batch.n_proposed
+        self._known.update(batch.hashes)
+        self._stalls = 0 if len(batch.codes) else self._stalls + 1
+        if not len(batch.codes):
+            return
+        if batch.n_evaluated == len(batch.codes):
+            self._tell(batch, groups)
+        else:
+            rest = batch.codes[batch.n_evaluated :]
+            self._open.append((batch, self.executor.submit(rest)))
+            if batch.n_evaluated:
+                self._partial.append((batch.number, groups))
+
+    # ------------------------------------------------------------------ running
+
+    def run(self, target: int, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+        """Go on until ``target`` designs are finished; yield after every chunk of results.
+
+        Args:
+            target: designs in total, those of earlier runs included.
+            should_stop: asked before anything new is begun; what is recorded by then stays recorded.
+        """
+        while not should_stop():
+            end = self._fill(target)
+            if not self._open:
+                yield self._progress(target, end)
+                return
+            yield from self._finish_oldest(target, should_stop)
+        yield self._progress(target, "stopped")
+
+    def _fill(self, target: int) -> str:
+        """Propose until ``lag`` batches are under way; return why no more is proposed, "" if that is not the end."""
+        while len(self._open) < self.lag:
+            if self.n_designs >= target:
+                return "target reached"
+            if self.n_designs >= self.space.n_designs or self._stalls >= _STALLS_BEFORE_END:
+                return "search space exhausted"
+            batch = self._propose(min(self.ask_size, target - self.n_designs))
+            self._stalls = 0 if len(batch.codes) else self._stalls + 1
+            self.journal.proposed(batch)
+            if len(batch.codes):
+                self._open.append((batch, self.executor.submit(batch.codes)))
+        return ""
+
+    def _propose(self, k: int) -> Batch:
+        number = self.n_batches
+        proposer = self.proposers[number % len(self.proposers)]
+        rng = np.random.default_rng([self.seed, number])
+        name = proposer.name
+        if self._stalls >= _STALLS_BEFORE_RANDOM:
+            name, proposals = "random", Proposals(self.space.sample(k, rng))
+        else:
+            pending = [(b.codes, b.marks, b.proposer) for b, _ in self._open]
+            proposals = proposer.propose(self.record.view(name, proposer.window, pending), k, rng)
+        codes = self.space.repair(np.asarray(proposals.codes).reshape(-1, self.space.n_parameters))[:k]
+        hashes = self.space.decode(codes).hashes if len(codes) else []
+        fresh = [i for i, h in enumerate(hashes) if h not in self._known and h not in hashes[:i]]
+        marks = np.full(len(codes), -1, dtype=np.int64) if proposals.marks is None else np.asarray(proposals.marks)
+        parents = list(proposals.parents) or [()] * len(codes)
+        batch = Batch(
+            number=number,
+            proposer=name,
+            first=self.n_designs,
+            codes=codes[fresh],
+            hashes=[hashes[i] for i in fresh],
+            marks=marks[fresh],
+            parents=[tuple(parents[i]) for i in fresh],
+            n_asked=k,
+            n_proposed=len(codes),
+        )
+        self.n_batches += 1
+        self.n_designs += len(fresh)
+        self.n_proposed += len(codes)
+        self._known.update(batch.hashes)
+        return batch
+
+    def _finish_oldest(self, target: int, should_stop: Callable[[], bool]) -> Iterator[Progress]:
+        batch, ticket = self._open[0]
+        parts = [groups for number, groups in self._partial if number == batch.number]
+        done = batch.n_evaluated
+        for chunk in self.executor.collect(ticket):
+            start = batch.n_evaluated + chunk.start
+            done = start + len(chunk.groups[0])
+            self.journal.evaluated(batch, start, chunk.groups, is_last=done == len(batch.codes))
+            parts.append(chunk.groups)
+            if done < len(batch.codes):
+                yield self._progress(target)
+                if should_stop():
+                    return
+        self._open.popleft()
+        self._tell(batch, [_stack([part[i] for part in parts]) for i in range(len(parts[0]))])
+        yield self._progress(target)
+
+    def _tell(self, batch: Batch, groups: Sequence[MetricBatch]) -> None:
+        joined = MetricBatch.join(groups)
+        violation = hard_violation(groups)
+        objectives = np.full((len(batch.codes), self.goal.n_objectives), np.nan)
+        if all(name in joined.values for name in self.goal.metrics):
+            objectives = self.goal.to_minimise(joined.values)
+            violation = violation + np.nan_to_num(self.goal.violation(joined.values), nan=0.0)
+        self.record.append(batch.codes, objectives, violation, batch.marks, batch.proposer)
+        if self.reference is None and len(self.record.archive):
+            self.reference = reference_point(self.record.objectives()[self.record.violation() == 0])
+
+    def _progress(self, target: int, end: str = "") -> Progress:
+        record = self.record
+        volume = float("nan") if self.reference is None else record.archive.hypervolume(self.reference)
+        return Progress(
+            n_done=record.n,
+            n_target=target,
+            n_duplicates=self.n_proposed - self.n_designs,
+            n_infeasible=record.n_infeasible,
+            n_failed=record.n_failed,
+            n_front=len(record.archive),
+            hypervolume=volume,
+            reference=self.reference,
+            end=end,
+        )
+
+
+def reference_point(objectives: np.ndarray) -> np.ndarray:
+    """Return a hypervolume reference: the worst of the given feasible designs, and a tenth of their range beyond.
+
+    It is fixed once, by the first batch with a feasible design, so that hypervolumes of one study compare.
+
+    Args:
+        objectives: to be minimised, shape (n, m), n >= 1.
+    """
+    worst, best = objectives.max(axis=0), objectives.min(axis=0)
+    spread = np.where(worst > best, worst - best, np.where(worst != 0, np.abs(worst), 1.0))
+    return worst + 0.1 * spread
+
+
+def _stack(parts: Sequence[MetricBatch]) -> MetricBatch:
+    if len(parts) == 1:
+        return parts[0]
+    lengths = [len(p) for p in parts]
+    starts = np.cumsum([0, *lengths])
+    return MetricBatch.scatter(
+        [(np.arange(a, b), p) for a, b, p in zip(starts, starts[1:], parts, strict=False)], int(starts[-1])
+    )

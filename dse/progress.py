@@ -1,0 +1,80 @@
+"""The live display of a running study: done and wanted, rate, front, hypervolume, infeasible share."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from dse.loop import Progress
+
+PLAIN_INTERVAL_S: Final = 10.0
+
+
+@contextmanager
+def live_display(name: str) -> Iterator[Callable[[Progress], None]]:
+    """Give a function that shows progress on stderr: a live line on a terminal, else a line every ten seconds."""
+    began = time.monotonic()
+    first: list[int] = []
+
+    def line(progress: Progress) -> str:
+        if not first:
+            first.append(progress.n_done)
+        rate = (progress.n_done - first[0]) / max(time.monotonic() - began, 1e-9)
+        return describe(progress, rate)
+
+    if sys.stderr.isatty():
+        with _terminal(name, line) as show:
+            yield show
+        return
+    last = [-math.inf]
+
+    def plain(progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.end or now - last[0] >= PLAIN_INTERVAL_S:
+            last[0] = now
+            print(f"{name}: {line(progress)}", file=sys.stderr, flush=True)  # noqa: T201  the display itself
+
+    yield plain
+
+
+@contextmanager
+def _terminal(name: str, line: Callable[[Progress], str]) -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[line]}", markup=False),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
+        task = bars.add_task(name, line="")
+        yield lambda p: bars.update(task, completed=p.n_done, total=p.n_target, line=line(p))
+
+
+def describe(progress: Progress, rate: float) -> str:
+    """Return the state in one line.
+
+    Args:
+        progress: where the study stands.
+        rate: designs per second of this run.
+    """
+    parts = [
+        f"{progress.n_done:,}/{progress.n_target:,} designs",
+        f"{rate:,.0f}/s",
+        f"front {progress.n_front}",
+    ]
+    if not math.isnan(progress.hypervolume):
+        parts.append(f"hypervolume {progress.hypervolume:.4g}")
+    if progress.n_done:
+        parts.append(f"{100 * progress.n_infeasible / progress.n_done:.0f} % infeasible")
+    if progress.n_failed:
+        parts.append(f"{progress.n_failed:,} failed")
+    if progress.n_duplicates:
+        parts.append(f"{progress.n_duplicates:,} duplicates avoided")
+    return ", ".join(parts + ([progress.end] if progress.end else []))

@@ -1,0 +1,119 @@
+"""The finished designs of a study in memory: columns that grow, the front, and the views that proposers get."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from dse.objectives import Goal
+from dse.pareto import ParetoArchive
+from dse.protocols import History
+from dse.space import CODE_DTYPE, BoundSpace
+
+_FIRST_CAPACITY: Final = 1024
+
+
+class Record:
+    """All finished designs, in proposal order.
+
+    Appending costs amortised O(1) per design plus O(front) for the archive, so a proposal costs the same at 100,000
+    designs as at 1,000 for a proposer that bounds its window.
+
+    Args:
+        space: the search space.
+        goal: objectives and constraints.
+        seed: the study's seed.
+    """
+
+    def __init__(self, space: BoundSpace, goal: Goal, seed: int) -> None:
+        self.space, self.goal, self.seed = space, goal, seed
+        self.archive = ParetoArchive(goal.n_objectives)
+        self.n = 0
+        self.n_infeasible = 0
+        self.n_failed = 0
+        self._codes = np.empty((_FIRST_CAPACITY, space.n_parameters), dtype=CODE_DTYPE)
+        self._objectives = np.empty((_FIRST_CAPACITY, goal.n_objectives))
+        self._violation = np.empty(_FIRST_CAPACITY)
+        self._marks = np.empty(_FIRST_CAPACITY, dtype=np.int64)
+        self._proposers = np.empty(_FIRST_CAPACITY, dtype=np.int64)
+        self._names: dict[str, int] = {}
+
+    def append(
+        self, codes: np.ndarray, objectives: np.ndarray, violation: np.ndarray, marks: np.ndarray, proposer: str
+    ) -> None:
+        """Add the next designs, all by one proposer.
+
+        Args:
+            codes: shape (n, p).
+            objectives: to be minimised, NaN where there are none, shape (n, m).
+            violation: 0 where feasible, inf where failed, shape (n,).
+            marks: the proposer's marks, shape (n,).
+            proposer: its name.
+        """
+        first, last = self.n, self.n + len(codes)
+        self._grow(last)
+        self._codes[first:last] = codes
+        self._objectives[first:last] = objectives
+        self._violation[first:last] = violation
+        self._marks[first:last] = marks
+        self._proposers[first:last] = self._names.setdefault(proposer, len(self._names))
+        self.n = last
+        failed = np.isinf(violation)
+        self.n_failed += int(failed.sum())
+        self.n_infeasible += int(((violation > 0) & ~failed).sum())
+        self.archive.add(np.arange(first, last), objectives, violation)
+
+    def _grow(self, needed: int) -> None:
+        capacity = len(self._violation)
+        if needed <= capacity:
+            return
+        grown = max(needed, 2 * capacity)
+        for name in ("_codes", "_objectives", "_violation", "_marks", "_proposers"):
+            old = getattr(self, name)
+            new = np.empty((grown, *old.shape[1:]), dtype=old.dtype)
+            new[: self.n] = old[: self.n]
+            setattr(self, name, new)
+
+    def objectives(self) -> np.ndarray:
+        """Return the objectives of all designs, to be minimised, shape (n, m)."""
+        return self._objectives[: self.n]
+
+    def violation(self) -> np.ndarray:
+        """Return the violation of all designs, shape (n,)."""
+        return self._violation[: self.n]
+
+    def view(self, proposer: str, window: int, pending: list[tuple[np.ndarray, np.ndarray, str]]) -> History:
+        """Return what a proposer may see.
+
+        Args:
+            proposer: its name, by which it gets back its own marks.
+            window: rows at most, 0 for all.
+            pending: (codes, marks, proposer) of the batches that are not finished.
+        """
+        rows = self._rows(proposer, window)
+        own = self._names.get(proposer, -1)
+        codes = [c for c, _, _ in pending] or [np.empty((0, self.space.n_parameters), CODE_DTYPE)]
+        marks = [m if name == proposer else np.full_like(m, -1) for _, m, name in pending] or [np.empty(0, np.int64)]
+        return History(
+            space=self.space,
+            goal=self.goal,
+            seed=self.seed,
+            codes=self._codes[rows],
+            objectives=self._objectives[rows],
+            violation=self._violation[rows],
+            numbers=rows,
+            marks=np.where(self._proposers[rows] == own, self._marks[rows], -1),
+            n_total=self.n,
+            pending_codes=np.concatenate(codes),
+            pending_marks=np.concatenate(marks),
+        )
+
+    def _rows(self, proposer: str, window: int) -> np.ndarray:
+        if not window or self.n <= window:
+            return np.arange(self.n)
+        front = self.archive.ids[-window // 2 :]
+        own = np.flatnonzero(self._proposers[: self.n] == self._names.get(proposer, -1))[-1:]
+        latest = np.arange(self.n - 1, -1, -1)
+        rows = dict.fromkeys([*front.tolist(), *own.tolist(), *latest[: window + len(front) + 1].tolist()])
+        return np.sort(np.array(list(rows)[:window], dtype=np.int64))

@@ -1,0 +1,277 @@
+"""What a study found, read back from the store: the front, single designs, frames and rows for other programs.
+
+Everything is rebuilt from the stored definition, so it works without the study's script.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dse import text, units
+from dse.errors import UserError, unknown
+from dse.metrics import METRICS, MetricBatch, Status
+from dse.objectives import Goal
+from dse.pareto import constrained_front
+from dse.problem import Problem
+from dse.protocols import Chosen
+from dse.space import BoundSpace, Space
+from dse.store import EvaluatorRow, Store, StoredStudy, StudyRow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Results:
+    """A stored study with its space bound and its designs loaded.
+
+    Attributes:
+        row: the study as listed.
+        space: its bound search space.
+        goal: its objectives and constraints.
+        stored: its designs, raw.
+        evaluators: its cost models.
+    """
+
+    row: StudyRow
+    space: BoundSpace
+    goal: Goal
+    stored: StoredStudy
+    evaluators: Sequence[EvaluatorRow]
+
+    @classmethod
+    def load(cls, store: Store, name: str) -> Results:
+        """Return the results of a study.
+
+        Raises:
+            NameUnknown: there is no such study.
+        """
+        row = store.study(name)
+        problem = Problem.from_json(row.spec["problem"])
+        space = Space.from_json(row.spec["space"]).bind(problem)
+        goal = Goal.parse(**row.spec["goal"])
+        stored = store.load(row.id, code_dtype(space), space.n_parameters)
+        return cls(row, space, goal, stored, store.evaluators(row.id))
+
+    def __len__(self) -> int:
+        return len(self.stored.codes)
+
+    @cached_property
+    def metrics(self) -> MetricBatch:
+        """Metrics of all designs, all groups side by side; NaN where a design has not been evaluated."""
+        if not self.stored.metrics:
+            return MetricBatch({}, len(self))
+        return MetricBatch.join(self.stored.metrics)
+
+    @cached_property
+    def violation(self) -> np.ndarray:
+        """Summed relative excess over limits and constraints; 0 where feasible, inf where failed or not evaluated."""
+        violation = self.metrics.excess_ratio.copy()
+        if all(name in self.metrics.values for name in self.goal.metrics):
+            violation += np.nan_to_num(self.goal.violation(self.metrics.values), nan=0.0)
+        violation[list(self.metrics.errors)] = np.inf
+        violation[~self.stored.evaluated] = np.inf
+        return violation
+
+    @cached_property
+    def objectives(self) -> np.ndarray:
+        """Objectives to be minimised, NaN where there are none, shape (n, m)."""
+        if not all(name in self.metrics.values for name in self.goal.metrics):
+            return np.full((len(self), self.goal.n_objectives), np.nan)
+        return self.goal.to_minimise(self.metrics.values)
+
+    def front(self) -> Front:
+        """Return the feasible designs that no other one dominates, ordered by the first objective."""
+        feasible = self.violation == 0
+        numbers = constrained_front(self.objectives, self.violation) if feasible.any() else np.empty(0, np.intp)
+        order = np.argsort(self.objectives[numbers, 0], kind="stable") if len(numbers) else np.empty(0, np.intp)
+        return Front(self, numbers[order])
+
+    def design(self, number: int) -> Chosen:
+        """Return a design with its evidence.
+
+        Raises:
+            UserError: there is no design of that number.
+        """
+        if not 0 <= number < len(self):
+            raise UserError(
+                f"study {self.row.name!r} has no design {number}",
+                f"it has designs 0 to {len(self) - 1}" if len(self) else "it has no design yet",
+            )
+        codes = self.stored.codes[number : number + 1]
+        return Chosen(
+            study=self.row.name,
+            number=number,
+            problem=self.space.schema.problem,
+            design=self.space.decode(codes),
+            values=self.space.values(codes)[0],
+            metrics=self.metrics.take(slice(number, number + 1)),
+            provenance={
+                "study": self.row.name,
+                "number": str(number),
+                "proposer": self.stored.proposers.get(int(self.stored.batches[number]), ""),
+                "seed": str(self.row.spec["seed"]),
+                **{
+                    f"cost_model.{e.group}": f"{e.cost_model} {e.version} ({e.fidelity}, {e.fingerprint[:12]})"
+                    for e in self.evaluators
+                },
+            },
+        )
+
+    def records(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Return designs as JSON types: every knob and every metric with its unit; numbers that are none are null."""
+        index = np.asarray(numbers, dtype=np.intp)
+        names = {p.label: p for p in self.space.parameters}
+        values = self.space.values(self.stored.codes[index])
+        status = self.metrics.status
+        return [
+            {
+                "number": int(number),
+                "hash": self.stored.hashes[number].hex(),
+                "proposer": self.stored.proposers.get(int(self.stored.batches[number]), ""),
+                "status": Status(int(status[number])).name.lower() if self.stored.evaluated[number] else "proposed",
+                "is_feasible": bool(self.violation[number] == 0),
+                "reason": self.reason(int(number)),
+                "knobs": {label: {"value": v, "unit": names[label].unit} for label, v in row.items()},
+                "metrics": metric_records(self.metrics, int(number)),
+            }
+            for number, row in zip(index.tolist(), values, strict=True)
+        ]
+
+    def reason(self, number: int) -> str:
+        """Return why a design is not feasible, "" if it is."""
+        reason = self.metrics.reason(number)
+        if reason or not self.stored.evaluated[number]:
+            return reason
+        return "; ".join(self.goal.broken({n: float(self.metrics.values[n][number]) for n in self.goal.metrics}))
+
+    def frame(self, numbers: Sequence[int] | np.ndarray | None = None) -> pd.DataFrame:
+        """Return designs as a data frame, one column per metric and parameter, indexed by design number."""
+        import pandas as pd
+
+        index = np.arange(len(self)) if numbers is None else np.asarray(numbers, dtype=np.intp)
+        columns: dict[str, Any] = {name: v[index] for name, v in self.metrics.values.items()}
+        for name, (low, high) in self.metrics.intervals.items():
+            columns[f"{name}.low"], columns[f"{name}.high"] = low[index], high[index]
+        columns["violation"] = self.violation[index]
+        rows = self.space.values(self.stored.codes[index])
+        for label in self.space.labels:
+            columns[label] = [row.get(label) for row in rows]
+        return pd.DataFrame(columns, index=pd.Index(index, name="number"))
+
+
+@dataclass(frozen=True)
+class Front:
+    """The Pareto front of a study.
+
+    Attributes:
+        results: the study it belongs to.
+        numbers: its designs, ordered by the first objective.
+    """
+
+    results: Results
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def frame(self) -> pd.DataFrame:
+        """Return the front as a data frame."""
+        return self.results.frame(self.numbers)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the front as JSON types; see :meth:`Results.records`."""
+        return self.results.records(self.numbers)
+
+    def columns(self) -> list[str]:
+        """Names of the metrics worth showing: objectives first, then what is constrained."""
+        return self.results.goal.metrics
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and rows as text; a metric that rests on a prior says so, with its interval."""
+        metrics, names = self.results.metrics, self.columns()
+        header = ["design", *(f"{n} ({b})" if (b := metrics.basis.get(n)) == "prior" else n for n in names)]
+        rows = [[str(n), *(show(metrics, name, int(n)) for name in names)] for n in self.numbers]
+        return header, rows
+
+    def __str__(self) -> str:
+        results = self.results
+        goal = ", ".join(map(str, results.goal.objectives))
+        where = f"study {results.row.name!r} ({goal})"
+        if not len(self):
+            return f"{where}: no feasible design among {len(results)}{self._nearest()}"
+        return f"{len(self)} designs on the front of {where}\n{text.table(*self.table())}"
+
+    def _nearest(self) -> str:
+        results = self.results
+        known = np.flatnonzero(np.isfinite(results.violation))
+        if not len(known):
+            return ""
+        number = int(known[results.violation[known].argmin()])
+        return f"; the nearest is design {number}: {results.reason(number)}"
+
+    def _repr_html_(self) -> str:
+        frame = self.frame()
+        return str(frame[[c for c in self.columns() if c in frame]].to_html(escape=True))
+
+
+def code_dtype(space: BoundSpace) -> np.dtype:
+    """Return the type that a study's codes are stored in: one byte where every parameter has at most 256 levels."""
+    return np.dtype("u1" if int(space.n_levels.max()) <= 256 else "<u2")
+
+
+def metric_records(metrics: MetricBatch, row: int) -> dict[str, dict[str, Any]]:
+    """Return the metrics of one row as JSON types, each with unit, basis and, where it has one, its interval."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, column in metrics.values.items():
+        entry: dict[str, Any] = {
+            "value": _number(column[row]),
+            "unit": METRICS[name].unit if name in METRICS else units.unit_of(name),
+        }
+        if name in metrics.intervals:
+            low, high = metrics.intervals[name]
+            entry |= {"low": _number(low[row]), "high": _number(high[row])}
+        if name in metrics.basis:
+            entry["basis"] = metrics.basis[name]
+        out[name] = entry
+    return out
+
+
+def show(metrics: MetricBatch, name: str, row: int) -> str:
+    """Return one metric of one row for people, with its interval if it has one."""
+    if name not in metrics.values:
+        raise unknown("metric", name, metrics.values)
+    value = units.format_quantity(float(metrics.values[name][row]), name)
+    if name not in metrics.intervals:
+        return value
+    low, high = (units.format_quantity(float(end[row]), name, 2) for end in metrics.intervals[name])
+    return f"{value} [{low} .. {high}]"
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return where two JSON documents differ, one line each: "space.weight_bits.values: [4, 8] -> [4, 16]"."""
+    lines: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        at = f"{path}.{key}" if path else str(key)
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += compare(a, b, at)
+        elif a != b:
+            lines.append(f"{at}: {_short(a)} -> {_short(b)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    shown = "(absent)" if value is None else str(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,124 @@
+"""The schema. Codes and metrics are packed arrays: a space may have thousands of parameters, SQLite 2,000 columns.
+
+    meta        application and schema version, by which a foreign or newer database is recognised
+    study       one row per study: its definition as JSON, state, budget, hypervolume reference, the writer's lease
+    evaluator   the cost models of a study, with version and fingerprint, and the layout of their packed columns
+    batch       what one ask returned: proposer, how many were new
+    design      a paid design: hash and codes; proposed when it has no evaluation yet
+    evaluation  the metrics of a design by one evaluator
+    control     what a user asks of a running study (pause, resume, stop)
+
+Packed columns are little-endian: codes unsigned 8-bit where every parameter has at most 256 levels, else 16-bit;
+metrics float64 in the evaluator's layout, which only ever grows at its end.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+APPLICATION: Final = "mfm-dse"
+SCHEMA_VERSION: Final = 1
+
+metadata = MetaData()
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+study = Table(
+    "study",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),
+    Column("spec", Text, nullable=False),
+    Column("spec_hash", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("stop_reason", Text, nullable=False, default=""),
+    Column("target", Integer, nullable=False, default=0),
+    Column("reference", Text),
+    Column("created_s", Float, nullable=False),
+    Column("updated_s", Float, nullable=False),
+    Column("lease_owner", String(200)),
+    Column("lease_until_s", Float),
+)
+
+evaluator = Table(
+    "evaluator",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), nullable=False),
+    Column("metric_group", String(32), nullable=False),
+    Column("fidelity", String(32), nullable=False),
+    Column("cost_model", String(200), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("fingerprint", String(32), nullable=False),
+    Column("layout", Text, nullable=False),
+    UniqueConstraint("study_id", "metric_group", "fidelity", "fingerprint"),
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("proposer", String(200), nullable=False),
+    Column("n_asked", Integer, nullable=False),
+    Column("n_proposed", Integer, nullable=False),
+    Column("n_designs", Integer, nullable=False),
+    Column("is_done", Boolean, nullable=False, default=False),
+    Column("created_s", Float, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+design = Table(
+    "design",
+    metadata,
+    Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("batch", Integer, nullable=False),
+    Column("hash", LargeBinary(16), nullable=False),
+    Column("codes", LargeBinary, nullable=False),
+    Column("mark", Integer),
+    Column("parents", Text),
+    UniqueConstraint("study_id", "hash"),
+    sqlite_with_rowid=False,
+)
+
+evaluation = Table(
+    "evaluation",
+    metadata,
+    Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("evaluator_id", ForeignKey("evaluator.id", ondelete="CASCADE"), primary_key=True),
+    Column("status", SmallInteger, nullable=False),
+    Column("excess_ratio", Float, nullable=False),
+    Column("metrics", LargeBinary, nullable=False),
+    Column("reason", Text),
+    sqlite_with_rowid=False,
+)
+
+control = Table(
+    "control",
+    metadata,
+    Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
+    Column("request", String(16), nullable=False),
+    Column("requested_s", Float, nullable=False),
+)

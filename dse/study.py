@@ -1,0 +1,378 @@
+"""The user's handle: declare a study, run it, look at its front.
+
+    study = Study("vqa-edge", model="qwen2.5-vl-3b", scenario=Scenario(...), hardware="npu-template",
+                  space=Space(weight_bits=Choice(4, 8, per="component")), objectives="min latency_s, min quality_loss")
+    study.run(trials=2_000)
+    print(study.front())
+
+A study is stored under its name with its whole definition. Running it again continues it; a definition that differs
+from the stored one is refused with the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import numpy as np
+
+from dse import catalogue
+from dse.canonical import content_hash
+from dse.errors import Interrupted, StudyChanged, UserError
+from dse.evaluation import Evaluation
+from dse.execute import make_executor
+from dse.hardware import Accelerator, Device, read_hardware
+from dse.loop import Batch, Loop, Progress
+from dse.metrics import MetricBatch
+from dse.model import Model, read_model
+from dse.objectives import Goal
+from dse.problem import TARGET, Problem, WeightFormat
+from dse.protocols import CostModel, Proposer
+from dse.results import Front, Results, code_dtype, compare
+from dse.scenario import Scenario
+from dse.space import Space
+from dse.store import DEFAULT_URL, EvaluatorRow, Store, StudyRow, open_store
+
+SPEC_FORMAT: Final = 1
+DEFAULT_COST_MODELS: Final = ("analytical", "prior")
+DB_VARIABLE: Final = "DSE_DB"
+
+Reporter = Callable[[Progress], None]
+
+
+class Study:
+    """A named search: problem, space, goal, and how it is searched.
+
+    Args:
+        name: under which it is stored.
+        model: catalogue name, path of a Hugging Face config.json or its folder, or a model read already; a mapping
+            role -> model where there are several.
+        scenario: the request.
+        hardware: catalogue name, path of a TOML file, or a description read already.
+        space: the knobs to vary.
+        objectives: "min latency_s, max accuracy_ratio".
+        constraints: "area_mm2 <= 40, memory_bytes <= 4 GiB".
+        proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves.
+        cost_models: names or cost models, one per metric group.
+        weight_format: storage format of quantised weights.
+        trials: designs that a run evaluates unless it is told otherwise.
+        seed: seed of everything random.
+        ask_size: designs asked for at a time.
+        lag: batches that may be under way at once; 1 proposes each batch from all results before it.
+
+    Raises:
+        UserError: anything in the definition that cannot be, before anything is evaluated.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: str | Path | Model | Mapping[str, str | Path | Model],
+        scenario: Scenario,
+        hardware: str | Path | Accelerator | Device,
+        space: Space,
+        objectives: str | Sequence[str],
+        constraints: str | Sequence[str] = (),
+        proposers: str | Proposer | Sequence[str | Proposer] = "auto",
+        cost_models: Sequence[str | CostModel] = DEFAULT_COST_MODELS,
+        weight_format: WeightFormat | None = None,
+        trials: int = 1000,
+        seed: int = 0,
+        ask_size: int = 64,
+        lag: int = 1,
+    ) -> None:
+        self.name = _check_name(name)
+        models = model if isinstance(model, Mapping) else {TARGET: model}
+        self.problem = Problem(
+            models={role: m if isinstance(m, Model) else read_model(m) for role, m in models.items()},
+            scenario=scenario,
+            hardware=hardware if isinstance(hardware, Accelerator | Device) else read_hardware(hardware),
+            weight_format=weight_format or WeightFormat(),
+        )
+        self.space = space
+        self.bound_space = space.bind(self.problem)
+        self.cost_models = tuple(cost_models)
+        self.goal = Goal.parse(objectives, constraints, self.evaluation.metrics)
+        listed = [proposers] if isinstance(proposers, str) or not isinstance(proposers, Sequence) else list(proposers)
+        self.proposers = [catalogue.proposer(p) if isinstance(p, str) else p for p in listed]
+        if not self.proposers:
+            raise UserError("a study needs at least one proposer", 'use proposers="auto"')
+        for number, what in ((trials, "trials"), (ask_size, "ask_size"), (lag, "lag")):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise UserError(f"{what}={number!r} is not a whole number of 1 or more")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise UserError(f"seed={seed!r} is not a whole number of 0 or more")
+        self.trials, self.seed, self.ask_size, self.lag = trials, seed, ask_size, lag
+        self._db: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {self.problem.target.name} on {self.problem.hardware.name})"
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Its cost models, prepared in this process."""
+        return Evaluation(self.bound_space, self.cost_models)
+
+    def with_changes(self, *, name: str | None = None, seed: int | None = None) -> Study:
+        """Return the same study under another name or with another seed."""
+        copy = object.__new__(Study)
+        copy.__dict__ |= self.__dict__
+        copy.name = self.name if name is None else _check_name(name)
+        copy.seed = self.seed if seed is None else seed
+        return copy
+
+    def spec(self) -> dict[str, Any]:
+        """Return the definition as JSON types: what is stored, and compared when the study is run again."""
+        fingerprints = self.evaluation.fingerprints()
+        return {
+            "format": SPEC_FORMAT,
+            "problem": self.problem.to_json(),
+            "space": self.space.to_json(),
+            "goal": self.goal.to_json(),
+            "proposers": [p.name for p in self.proposers],
+            "cost_models": {
+                m.group: {"name": m.name, "fidelity": m.fidelity, "version": m.version, "fingerprint": f}
+                for m, f in zip(self.evaluation.models, fingerprints, strict=True)
+            },
+            "seed": self.seed,
+            "ask_size": self.ask_size,
+            "lag": self.lag,
+        }
+
+    # ------------------------------------------------------------------ running
+
+    def run(
+        self,
+        trials: int | None = None,
+        *,
+        db: str | Path | None = None,
+        executor: str = "auto",
+        workers: int = 0,
+        report: Reporter | None = None,
+    ) -> Results:
+        """Evaluate ``trials`` designs (the study's own number by default) and return what the study has found so far.
+
+        A run that was interrupted is finished first: it goes on to the number of designs it was meant to reach. A
+        study that reached it goes on by another ``trials`` designs. Ctrl-C finishes the chunk under way, stores it
+        and raises :class:`~dse.errors.Interrupted`; a second one stops at once.
+
+        Args:
+            trials: designs to evaluate; what was proposed before is never paid for twice.
+            db: database URL or SQLite path; the environment variable DSE_DB or "mfm-dse.db" here by default.
+            executor: "auto", "local" or "ray".
+            workers: Ray workers, 0 for one per core.
+            report: called with the progress after every chunk; a live display on the terminal by default.
+
+        Raises:
+            StudyChanged: a study of that name is stored with another definition.
+            StoreRefused: the database is not ours, or another process runs this study.
+            Interrupted: stopped by a signal, everything finished is stored.
+        """
+        trials = self.trials if trials is None else trials
+        if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
+            raise UserError(f"trials={trials!r} is not a whole number of 1 or more")
+        store = open_store(database(db))
+        self._db = database(db)
+        try:
+            row = self._open(store)
+            store.acquire(row.id, self.name)
+            try:
+                self._drive(store, row, trials, executor, workers, report)
+            finally:
+                store.release(row.id)
+            return Results.load(store, self.name)
+        finally:
+            store.close()
+
+    def results(self, db: str | Path | None = None) -> Results:
+        """Return what is stored of this study."""
+        store = open_store(database(db or self._db), read_only=True)
+        try:
+            return Results.load(store, self.name)
+        finally:
+            store.close()
+
+    def front(self, db: str | Path | None = None) -> Front:
+        """Return the stored Pareto front."""
+        return self.results(db).front()
+
+    def _open(self, store: Store) -> StudyRow:
+        spec = self.spec()
+        if not store.has_study(self.name):
+            return store.create_study(self.name, spec, content_hash(spec))
+        row = store.study(self.name)
+        differences = compare(row.spec, spec)
+        if differences:
+            shown = "\n    ".join(differences[:8])
+            more = f"\n    and {len(differences) - 8} more" if len(differences) > 8 else ""
+            raise StudyChanged(
+                f"study {self.name!r} is stored with another definition (stored -> now):\n    {shown}{more}",
+                "change it back, rename the study, or keep both with 'dse run FILE --fork NEW_NAME'",
+            )
+        return row
+
+    def _drive(
+        self, store: Store, row: StudyRow, trials: int, executor: str, workers: int, report: Reporter | None
+    ) -> None:
+        evaluators = [
+            store.add_evaluator(row.id, m.group, m.fidelity, m.name, m.version, f)
+            for m, f in zip(self.evaluation.models, self.evaluation.fingerprints(), strict=True)
+        ]
+        stored = store.load(row.id, code_dtype(self.bound_space), self.bound_space.n_parameters)
+        n_finished = int(stored.evaluated.sum())
+        target = row.target if n_finished < row.target else n_finished + trials
+        store.update_study(row.id, state="running", target=target, stop_reason="")
+        recipe = partial(build_evaluation, self.problem.to_json(), self.space.to_json(), self.cost_models)
+        workers_pool = make_executor(executor, recipe, self.evaluation, workers=workers)
+        journal = _StoreJournal(store, row.id, evaluators, code_dtype(self.bound_space))
+        end, progress = "failed", None
+        try:
+            loop = Loop(
+                self.bound_space, self.goal, self.proposers, workers_pool, journal,
+                seed=self.seed, ask_size=self.ask_size, lag=self.lag,
+            )  # fmt: skip
+            loop.reference = row.reference
+            for batch, groups in _stored_batches(stored, self.bound_space.n_parameters):
+                loop.restore(batch, groups)
+            with _stop_on_signal() as stopping, _reporting(self.name, report) as tell:
+                for progress in loop.run(target, lambda: stopping() or journal.should_stop()):
+                    if loop.reference is not None and journal.reference is None:
+                        journal.keep_reference(loop.reference)
+                    tell(progress)
+                    _check_not_all_failed(progress, journal)
+            end = progress.end if progress is not None else "target reached"
+            if stopping():
+                end = "interrupted"
+                raise Interrupted(
+                    f"study {self.name!r} was interrupted; {_told(progress)} are stored, run it again to continue"
+                )
+        finally:
+            workers_pool.close()
+            state = {"interrupted": "interrupted", "failed": "failed", "stopped": "stopped"}.get(end, "finished")
+            store.update_study(row.id, state=state, stop_reason=end)
+
+
+class _StoreJournal:
+    """Writes what the loop does into the store."""
+
+    def __init__(self, store: Store, study_id: int, evaluators: Sequence[EvaluatorRow], codes: np.dtype) -> None:
+        self._store, self._study_id, self._evaluators, self._codes = store, study_id, evaluators, codes
+        self.reference: np.ndarray | None = None
+        self.first_error = ""
+
+    def proposed(self, batch: Batch) -> None:
+        self._store.add_batch(
+            self._study_id, batch.number, batch.proposer, batch.n_asked, batch.n_proposed, batch.first,
+            batch.codes.astype(self._codes), batch.hashes, batch.marks, batch.parents,
+        )  # fmt: skip
+
+    def evaluated(self, batch: Batch, start: int, groups: Sequence[MetricBatch], *, is_last: bool) -> None:
+        answers = [(e.id, g) for e, g in zip(self._evaluators, groups, strict=True)]
+        self._store.add_metrics(self._study_id, batch.number, batch.first + start, answers, is_last=is_last)
+        for group in groups:
+            self.first_error = self.first_error or next(iter(group.errors.values()), "")
+
+    def keep_reference(self, reference: np.ndarray) -> None:
+        self.reference = reference
+        self._store.update_study(self._study_id, reference=reference)
+
+    def should_stop(self) -> bool:
+        """Obey the control table: wait while paused, stop when asked."""
+        request = self._store.take_request(self._study_id)
+        if request == "pause":
+            self._store.update_study(self._study_id, state="paused")
+            while request == "pause":
+                time.sleep(0.5)
+                request = self._store.take_request(self._study_id)
+            self._store.update_study(self._study_id, state="running")
+        return request == "stop"
+
+
+def build_evaluation(
+    problem: Mapping[str, Any], space: Mapping[str, Any], models: Sequence[str | CostModel]
+) -> Evaluation:
+    """Return the evaluation of a study from its stored definition; what workers are built with."""
+    return Evaluation(Space.from_json(space).bind(Problem.from_json(problem)), models)
+
+
+def database(db: str | Path | None) -> str:
+    """Return the database to use: the given one, else DSE_DB, else "mfm-dse.db" in the current folder."""
+    return str(db or os.environ.get(DB_VARIABLE) or DEFAULT_URL)
+
+
+def _stored_batches(stored: Any, n_parameters: int) -> Iterator[tuple[Batch, list[MetricBatch]]]:
+    for number in range(stored.n_batches):
+        rows = np.flatnonzero(stored.batches == number)
+        n_evaluated = int(stored.evaluated[rows].sum())
+        batch = Batch(
+            number=number,
+            proposer=stored.proposers[number],
+            first=int(rows[0]) if len(rows) else 0,
+            codes=stored.codes[rows].astype(np.uint16).reshape(-1, n_parameters),
+            hashes=[stored.hashes[i] for i in rows],
+            marks=stored.marks[rows],
+            parents=[stored.parents[i] for i in rows],
+            n_asked=len(rows),
+            n_proposed=stored.n_proposed_by_batch[number],
+            n_evaluated=n_evaluated,
+        )
+        yield batch, [m.take(rows[:n_evaluated]) for m in stored.metrics]
+
+
+def _check_not_all_failed(progress: Progress, journal: _StoreJournal) -> None:
+    if progress.n_done and progress.n_failed == progress.n_done:
+        raise UserError(
+            f"all {progress.n_done} designs so far have failed; the first error: {journal.first_error}",
+            "the study is stored as it is; correct the cost model or the space, then run it again",
+        )
+
+
+def _told(progress: Progress | None) -> str:
+    return f"{progress.n_done:,} designs" if progress is not None else "all finished designs"
+
+
+def _check_name(name: str) -> str:
+    if not isinstance(name, str) or not name.strip() or len(name) > 200 or not name.isprintable():
+        raise UserError(f"study name {name!r} is not 1 to 200 printable characters")
+    return name
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether SIGINT or SIGTERM came; the second signal stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came: list[int] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    old = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _reporting(name: str, report: Reporter | None) -> Iterator[Reporter]:
+    if report is not None:
+        yield report
+        return
+    from dse.progress import live_display
+
+    with live_display(name) as display:
+        yield display
