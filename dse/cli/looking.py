@@ -1,0 +1,332 @@
+"""Commands that look at stored results, or at one design, or hand it on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dse.cli.output import db_option, emit, json_option
+from dse.errors import UserError
+
+if TYPE_CHECKING:
+    from dse.protocols import Breakdown, Chosen
+    from dse.results import Results
+
+
+def _results(study: str, db: str | None) -> Results:
+    from dse.results import Results
+    from dse.store import open_store
+    from dse.study import database
+
+    store = open_store(database(db), read_only=True)
+    try:
+        return Results.load(store, study)
+    finally:
+        store.close()
+
+
+@click.command()
+@db_option
+@json_option
+def studies(db: str | None, as_json: bool) -> None:
+    r"""List the stored studies.
+
+    \b
+    Example: dse studies
+    """
+    from dse.store import open_store
+    from dse.study import database
+    from dse.text import table
+
+    store = open_store(database(db), read_only=True)
+    rows = store.studies()
+    store.close()
+    if as_json:
+        emit(
+            [
+                {
+                    "name": r.name, "state": r.state, "stop_reason": r.stop_reason, "designs": r.n_designs,
+                    "target": r.target, "created_s": r.created_s, "updated_s": r.updated_s,
+                    "objectives": r.spec["goal"]["objectives"], "constraints": r.spec["goal"]["constraints"],
+                }
+                for r in rows
+            ]
+        )  # fmt: skip
+        return
+    header = ["study", "state", "designs", "target", "last result", "objectives"]
+    cells = [
+        [
+            r.name,
+            r.state,
+            f"{r.n_designs:,}",
+            f"{r.target:,}",
+            _ago(r.updated_s),
+            ", ".join(r.spec["goal"]["objectives"]),
+        ]
+        for r in rows
+    ]
+    click.echo(table(header, cells, left=2) if rows else "no studies yet: dse run FILE")
+
+
+def _ago(then_s: float) -> str:
+    seconds = max(0.0, time.time() - then_s)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+@click.command()
+@click.argument("study")
+@db_option
+@json_option
+def front(study: str, db: str | None, as_json: bool) -> None:
+    r"""Print the Pareto front of STUDY.
+
+    \b
+    Example: dse front medical-vqa-edge
+    """
+    results = _results(study, db)
+    found = results.front()
+    if as_json:
+        goal = results.row.spec["goal"]
+        emit({"study": study, **goal, "designs": len(results), "front": found.records()})
+    else:
+        click.echo(str(found))
+
+
+@click.command()
+@click.argument("study")
+@click.argument("number", type=int)
+@db_option
+@json_option
+def show(study: str, number: int, db: str | None, as_json: bool) -> None:
+    r"""Show design NUMBER of STUDY: knobs, metrics, breakdown, origin.
+
+    \b
+    Example: dse show medical-vqa-edge 17
+    """
+    results = _results(study, db)
+    chosen = results.design(number)
+    record = results.records([number])[0]
+    parts = _breakdown(results, chosen) if record["status"] == "ok" else []
+    if as_json:
+        emit({"study": study, **record, "provenance": dict(chosen.provenance), "breakdown": _breakdown_records(parts)})
+        return
+    click.echo(f"design {number} of study {study!r}, proposed by {record['proposer']}, {_verdict(record)}")
+    _print_knobs(record["knobs"])
+    _print_metrics(chosen.metrics)
+    _print_breakdown(parts)
+
+
+def _breakdown(results: Results, chosen: Chosen) -> list[Breakdown]:
+    """Recompute the breakdown with the cost models the study was run with; none if they are gone or have changed."""
+    from dse.evaluation import Evaluation
+
+    stored = {e.cost_model: e.fingerprint for e in results.evaluators}
+    try:
+        evaluation = Evaluation(results.space, list(stored))
+    except UserError:
+        return []
+    if evaluation.fingerprints() != list(stored.values()):
+        click.echo("dse: the cost models have changed since this study ran; its breakdown is not recomputed", err=True)
+        return []
+    return evaluation.breakdown(chosen.design)
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    if record["is_feasible"]:
+        return "feasible"
+    return f"{record['status']}: {record['reason']}" if record["reason"] else record["status"]
+
+
+@click.command()
+@click.option("--model", required=True, help="Catalogue name, or path of a config.json.")
+@click.option("--hardware", required=True, help="Catalogue name, or path of a TOML file.")
+@click.option("--set", "settings", multiple=True, metavar="KNOB=VALUE", help="A knob's value; repeatable.")
+@click.option("--prompt-tokens", type=int, default=128, show_default=True)
+@click.option("--output-tokens", type=int, default=128, show_default=True)
+@click.option("--images", type=int, help="Images per request.  [default: 1 if the model takes images]")
+@click.option("--image-px", default="1024x1024", show_default=True, metavar="WxH", help="Size of an image in pixels.")
+@click.option("--audio-s", type=float, help="Seconds of audio.  [default: 30 if the model takes audio]")
+@click.option("--batch", type=int, default=1, show_default=True, help="Requests that run together.")
+@json_option
+def evaluate(
+    model: str,
+    hardware: str,
+    settings: tuple[str, ...],
+    prompt_tokens: int,
+    output_tokens: int,
+    images: int | None,
+    image_px: str,
+    audio_s: float | None,
+    batch: int,
+    as_json: bool,
+) -> None:
+    r"""Evaluate one design: what if MODEL ran on HARDWARE with these knobs.
+
+    \b
+    Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8
+    """
+    import re
+
+    from dse.hardware import read_hardware
+    from dse.model import read_model
+    from dse.problem import TARGET, Problem
+    from dse.results import metric_records
+    from dse.scenario import Scenario
+    from dse.whatif import evaluate_design
+
+    size = re.fullmatch(r"(\d+)x(\d+)", image_px)
+    if size is None:
+        raise UserError(f"--image-px {image_px!r} is not WIDTHxHEIGHT", "e.g. --image-px 1024x768")
+    read = read_model(model)
+    scenario = Scenario(
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        images=int(read.image_rule is not None) if images is None else images,
+        image_px=(int(size[1]), int(size[2])),
+        audio_s=(30.0 if read.audio_rule is not None else 0.0) if audio_s is None else audio_s,
+        batch=batch,
+    )
+    problem = Problem({TARGET: read}, scenario, read_hardware(hardware))
+    chosen, parts = evaluate_design(problem, _settings(settings))
+    reason = chosen.metrics.reason(0)
+    if as_json:
+        emit(
+            {
+                "model": read.name, "hardware": problem.hardware.name, "scenario": scenario.to_json(),
+                "hash": chosen.design.hashes[0].hex(), "knobs": dict(chosen.values), "is_feasible": not reason,
+                "reason": reason, "metrics": metric_records(chosen.metrics, 0), "breakdown": _breakdown_records(parts),
+            }
+        )  # fmt: skip
+    else:
+        click.echo(f"{read.name} on {problem.hardware.name}: {reason or 'feasible'}")
+        _print_metrics(chosen.metrics)
+        _print_breakdown(parts if not reason else [])
+    if reason:
+        sys.exit(1)
+
+
+def _settings(settings: tuple[str, ...]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals or not value:
+            raise UserError(f"--set {text!r} is not KNOB=VALUE", "e.g. --set weight_bits=4 or --set decoder/k_bits=8")
+        values[name.strip()] = value.strip()
+    return values
+
+
+def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
+    from dse.text import table
+
+    rows = [[label, f"{knob['value']} {knob['unit']}".strip()] for label, knob in knobs.items()]
+    click.echo("\n" + table(["knob", "value"], rows, left=1))
+
+
+def _print_metrics(metrics: Any) -> None:
+    from dse.metrics import METRICS
+    from dse.results import show as shown
+    from dse.text import table
+
+    rows = [
+        [name, shown(metrics, name, 0), metrics.basis.get(name, ""), METRICS[name].help if name in METRICS else ""]
+        for name in metrics.values
+    ]
+    lines = table(["metric", "value", "basis", "meaning"], [[r[0], r[1], r[2], r[3]] for r in rows], left=4)
+    click.echo("\n" + lines)
+
+
+def _breakdown_records(parts: list[Breakdown]) -> list[dict[str, Any]]:
+    from dse.units import unit_of
+
+    return [
+        {
+            "metric": part.metric,
+            "unit": unit_of(part.metric),
+            "component": c,
+            "phase": p,
+            "class": o,
+            "kind": k,
+            "value": float(v),
+        }
+        for part in parts
+        for (c, p, o, k), v in zip(part.labels, part.parts[0], strict=True)
+    ]
+
+
+def _print_breakdown(parts: list[Breakdown]) -> None:
+    from dse.text import table
+    from dse.units import format_quantity
+
+    for part in parts:
+        total = float(part.parts[0].sum())
+        if not total:
+            continue
+        order = part.parts[0].argsort()[::-1]
+        rows = [
+            [
+                *part.labels[i],
+                format_quantity(float(part.parts[0][i]), part.metric),
+                f"{100 * part.parts[0][i] / total:.1f} %",
+            ]
+            for i in order[:12]
+        ]
+        click.echo(f"\n{part.metric} {format_quantity(total, part.metric)}, by part")
+        click.echo(table(["component", "phase", "class", "kind", "amount", "share"], rows, left=4))
+        if len(order) > 12:
+            click.echo(f"... and {len(order) - 12} smaller parts (--json lists all)")
+
+
+@click.command()
+@click.argument("study")
+@click.argument("number", type=int)
+@click.option("--to", "target", required=True, metavar="FORMAT", help="Exporter; 'design' is our own document.")
+@click.option("--out", type=click.Path(), default=".", show_default=True, help="Folder to write to.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--force", is_flag=True, help="Export a design that is not feasible.")
+@db_option
+@json_option
+def export(
+    study: str, number: int, target: str, out: str, overwrite: bool, force: bool, db: str | None, as_json: bool
+) -> None:
+    r"""Export design NUMBER of STUDY for another tool.
+
+    \b
+    Example: dse export medical-vqa-edge 17 --to design
+    """
+    from dse import catalogue
+    from dse.export import write_files
+
+    results = _results(study, db)
+    chosen = results.design(number)
+    if results.violation[number] > 0 and not force:
+        raise UserError(f"design {number} is not feasible: {results.reason(number)}", "--force exports it all the same")
+    exported = catalogue.exporter(target).export(chosen)
+    paths = write_files(exported, out, overwrite=overwrite)
+    if as_json:
+        emit({"files": [str(p) for p in paths], "not_expressible": list(exported.not_expressible)})
+        return
+    for path in paths:
+        click.echo(str(path))
+    for sentence in exported.not_expressible:
+        click.echo(f"not expressible: {sentence}", err=True)
+
+
+@click.command()
+@db_option
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
+def dashboard(db: str | None, port: int) -> None:
+    r"""Open the dashboard over the stored studies, on this machine only.
+
+    \b
+    Example: dse dashboard --port 8501
+    """
+    from dse.launch import launch_dashboard
+    from dse.study import database
+
+    sys.exit(launch_dashboard(database(db), port))

@@ -1,0 +1,89 @@
+"""The entry point: finds the command, prints errors in words, sets the exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from dse.errors import DseError, did_you_mean
+
+# command -> module that has it under the same name
+_COMMANDS: Final = {
+    "run": "dse.cli.running",
+    "pause": "dse.cli.running",
+    "resume": "dse.cli.running",
+    "stop": "dse.cli.running",
+    "studies": "dse.cli.looking",
+    "front": "dse.cli.looking",
+    "show": "dse.cli.looking",
+    "evaluate": "dse.cli.looking",
+    "export": "dse.cli.looking",
+    "dashboard": "dse.cli.looking",
+    "models": "dse.cli.catalogs",
+    "model": "dse.cli.catalogs",
+    "hardware": "dse.cli.catalogs",
+    "knobs": "dse.cli.catalogs",
+    "doctor": "dse.cli.catalogs",
+}
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in _COMMANDS:
+            hint = did_you_mean(args[0], _COMMANDS)
+            ctx.fail(f"No such command {args[0]!r}." + (f" D{hint[1:]}" if hint else " 'dse --help' lists all."))
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mfm-dse", prog_name="dse")
+def dse() -> None:
+    r"""Explore compression, inference policy and hardware of multimodal foundation models together.
+
+    \b
+    dse run studies/medical_vqa_edge.py    run a study, or continue it
+    dse front medical-vqa-edge             its Pareto front
+    dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4
+    """
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        code = dse.main(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except DseError as error:
+        click.echo(f"dse: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("dse: interrupted; what was acknowledged is stored", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,103 @@
+"""Commands that run studies, or ask a running one to pause, go on or stop."""
+
+from __future__ import annotations
+
+import click
+
+from dse.cli.output import db_option, emit, json_option
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Designs to evaluate.  [default: 1000]")
+@click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Another seed than the study's; use with --fork.")
+@db_option
+@click.option("--executor", type=click.Choice(["auto", "local", "ray"]), default="auto", show_default=True)
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Ray workers; 0 for one per core.")
+@click.option("--study", "chosen", metavar="NAME", help="Which study, where the file has several.")
+@click.option("--fork", metavar="NEW", help="Run it under another name, beside the stored one.")
+@json_option
+def run(
+    file: str,
+    trials: int | None,
+    seed: int | None,
+    db: str | None,
+    executor: str,
+    workers: int,
+    chosen: str | None,
+    fork: str | None,
+    as_json: bool,
+) -> None:
+    r"""Run the study in FILE, or continue it where it stopped.
+
+    FILE is Python and has a study at module level. What is finished is stored at once; Ctrl-C saves and exits with 130.
+
+    \b
+    Example: dse run studies/medical_vqa_edge.py --trials 500
+    """
+    from dse.studyfile import load_study
+
+    study = load_study(file, chosen)
+    if seed is not None or fork is not None:
+        study = study.with_changes(name=fork, seed=seed)
+    results = study.run(trials or study.trials, db=db, executor=executor, workers=workers)
+    front = results.front()
+    if as_json:
+        emit({"study": results.row.name, "designs": len(results), "front": front.records()})
+        return
+    click.echo(str(front))
+    where = f" --db {db}" if db else ""
+    click.echo(f"\nNext: dse show {results.row.name} {front.numbers[0] if len(front) else 0}{where}", err=True)
+    click.echo(f"      dse dashboard{where}", err=True)
+
+
+def _request(name: str, db: str | None, request: str, as_json: bool) -> None:
+    from dse.store import open_store
+    from dse.study import database
+
+    store = open_store(database(db))
+    store.request(name, request)
+    store.close()
+    if as_json:
+        emit({"study": name, "requested": request})
+    else:
+        click.echo(f"asked study {name!r} to {request}; it obeys after its current batch")
+
+
+@click.command()
+@click.argument("study")
+@db_option
+@json_option
+def pause(study: str, db: str | None, as_json: bool) -> None:
+    r"""Ask a running STUDY to wait.
+
+    \b
+    Example: dse pause medical-vqa-edge
+    """
+    _request(study, db, "pause", as_json)
+
+
+@click.command()
+@click.argument("study")
+@db_option
+@json_option
+def resume(study: str, db: str | None, as_json: bool) -> None:
+    r"""Let a paused STUDY go on.
+
+    \b
+    Example: dse resume medical-vqa-edge
+    """
+    _request(study, db, "resume", as_json)
+
+
+@click.command()
+@click.argument("study")
+@db_option
+@json_option
+def stop(study: str, db: str | None, as_json: bool) -> None:
+    r"""Ask a running STUDY to save and end.
+
+    \b
+    Example: dse stop medical-vqa-edge
+    """
+    _request(study, db, "stop", as_json)

@@ -1,0 +1,42 @@
+"""One design outside any study: what if this model ran on that hardware with these knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dse.designs import DesignBatch
+from dse.evaluation import Evaluation
+from dse.metrics import MetricBatch
+from dse.params import Choice, Value
+from dse.problem import Problem
+from dse.protocols import Breakdown, Chosen, CostModel
+from dse.schema import Schema
+from dse.space import BoundSpace, Space
+
+
+def evaluate_design(
+    problem: Problem,
+    values: Mapping[str, Value],
+    cost_models: Sequence[str | CostModel] = ("analytical", "prior"),
+) -> tuple[Chosen, list[Breakdown]]:
+    """Return one design with its metrics, and its breakdown.
+
+    Args:
+        problem: what it is evaluated for.
+        values: knob path -> value; everything else keeps the reference value.
+        cost_models: names or cost models, one per metric group.
+
+    Raises:
+        UserError: an unknown knob, or a value that it cannot have.
+    """
+    if values:
+        space = Space({path: Choice(value) for path, value in values.items()}).bind(problem)
+    else:
+        # A space varies something; with nothing set, vary a knob that every problem has over its one value.
+        space = BoundSpace(Space(batch=Choice(problem.scenario.batch)), Schema(problem))
+    evaluation = Evaluation(space, cost_models)
+    design: DesignBatch = space.decode(space.reference_codes())
+    metrics = MetricBatch.join(evaluation.evaluate_designs(design))
+    shown = space.values(space.reference_codes())[0] if values else {}
+    chosen = Chosen("", -1, problem, design, shown, metrics)
+    return chosen, evaluation.breakdown(design)
