@@ -230,7 +230,7 @@ class DeviceEvaluator:
 
     def _products(self, g: Gemms, labels: Sequence[tuple[str, str]]) -> _Kernels:
         chosen = np.flatnonzero(g.is_weight)
-        p = g.planes[:, :, chosen]
+        p = np.take(g.planes, chosen, axis=2)
         operations = 2 * p[COUNT] * p[M] * p[K] * p[N]
         return _Kernels(
             labels=[labels[int(i)] for i in chosen],
@@ -246,14 +246,14 @@ class DeviceEvaluator:
         """Return one kernel per pair of scores and values; its intermediate results stay on chip."""
         attends = np.flatnonzero(~g.is_weight)
         scores, values = attends[::2], attends[1::2]
-        s, v = g.planes[:, :, scores], g.planes[:, :, values]
+        s, v = np.take(g.planes, scores, axis=2), np.take(g.planes, values, axis=2)
         work = 2 * (s[COUNT] * s[M] * s[K] * s[N] + v[COUNT] * v[M] * v[K] * v[N])
         both = s[COUNT] * s[B_BYTES] + v[COUNT] * v[B_BYTES]
         queries, results = s[COUNT] * s[M] * s[K] * _PLAIN_BYTES, v[COUNT] * v[M] * v[N] * _PLAIN_BYTES
         cached = g.is_cached[scores]
         return _Kernels(
             labels=[labels[int(i)] for i in scores],
-            compute_s=work * np.broadcast_to(g.visible_ratio[:, scores], work.shape) / self._peak(PLAIN_BITS),
+            compute_s=work * np.take(g.visible_ratio, scores, axis=1) / self._peak(PLAIN_BITS),
             weight_bytes=np.zeros_like(work),
             kv_bytes=both * cached,
             activation_bytes=queries + results + both * ~cached,

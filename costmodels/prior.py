@@ -208,14 +208,14 @@ class PriorEvaluator:
         narrow = bits < PLAIN_BITS
         loss = np.where(narrow, at_zero_bits * np.exp(-b * bits), 0.0)
         outside = narrow & (~shares.is_supported | (bits < 3))
-        return self._by_factor("weight bits", np.einsum("ng,g->n", loss, shares.share), np.any(outside, axis=1))
+        return self._by_factor("weight bits", (loss * shares.share).sum(axis=1), np.any(outside, axis=1))
 
     def _activations(self, batch: DesignBatch) -> _Contribution:
         bits, shares = self._bits(batch, "act_bits")
         narrow = bits < PLAIN_BITS
         loss = np.where(narrow, fits().act_8 * np.exp(fits().weight[1] * (8 - bits)), 0.0)
         outside = narrow & (~shares.is_supported | (bits != 8))
-        return self._by_factor("activation bits", np.einsum("ng,g->n", loss, shares.share), np.any(outside, axis=1))
+        return self._by_factor("activation bits", (loss * shares.share).sum(axis=1), np.any(outside, axis=1))
 
     def _caches(self, batch: DesignBatch) -> _Contribution:
         total = np.zeros(1)

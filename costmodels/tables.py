@@ -188,12 +188,9 @@ class VectorTable:
         """Return the elements that each group writes, shape (n or 1, g)."""
         if not self._groups:
             return np.zeros((1, 0))
-        # einsum, not a matrix product: its sums do not depend on the number of rows.
-        per_row = (
-            np.einsum("nb,gb->ng", kept.block, self._fixed)
-            + np.einsum("nb,gb->ng", kept.block * kept.heads, self._per_head)
-            + np.einsum("nb,gb->ng", kept.block * kept.channels, self._per_channel)
-        )
+        # Not a matrix product and not einsum: their sums depend, in the last bit, on the number of rows.
+        heads, channels, block = (a[:, None, :] for a in (kept.heads, kept.channels, kept.block))
+        per_row = (block * (self._fixed + self._per_head * heads + self._per_channel * channels)).sum(axis=2)
         rows = [bound.rows(g.rows) for g in self._groups]
         total = beside([r.per_sequence * r.sequences for r in rows])
         span = beside([bound.span(*g.span) if g.span[0] else _ONE for g in self._groups])

@@ -52,7 +52,10 @@ class DesignBatch:
             return np.broadcast_to(field.default if not field.is_scalar else field.default[0], shape)
         if array.shape != shape:
             raise SpaceError(f"{field.name}: expected an array of shape {shape}, got {array.shape}")
-        return array if field.knob.kind is str else np.asarray(array, dtype=field.dtype)
+        if field.knob.kind is str or (array.strides[0] == 0 and array.dtype == field.dtype):
+            return array
+        # C order always: sums along a row of another order round differently, and rows must not depend on a layout.
+        return np.ascontiguousarray(array, dtype=field.dtype)
 
     def __len__(self) -> int:
         return self.n

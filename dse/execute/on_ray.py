@@ -6,13 +6,15 @@ dies, the chunk it was running is blamed, everything it held goes back to the qu
 A chunk that was blamed three times is cut into single rows; a row that was blamed three times fails with that reason
 and takes nobody with it.
 
-A local Ray binds to the loopback address and lets in only clients with a random token.
+A local Ray is told to use the loopback address, and lets in only clients with a random token of this process. Ray
+reads that setting when it is imported, so it is made here, before the import; what the environment says prevails.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +27,15 @@ from dse.errors import UserError
 from dse.execute import Recipe
 from dse.metrics import MetricBatch
 from dse.protocols import Chunk
+
+if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") is None:
+    raise UserError(
+        "Ray was imported before the ray executor could ask for token authentication",
+        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before Python starts, or do not import ray in the study file",
+    )
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 try:
     import ray
@@ -182,12 +193,8 @@ class RayExecutor:
 
 
 def _start(address: str | None, workers: int) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is None:
-        # Must be set before Ray's processes start; they inherit it, and nothing else learns it.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         if workers:
             options["num_cpus"] = workers
