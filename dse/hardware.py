@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from dse import units
 from dse.canonical import content_hash
-from dse.errors import HardwareError, unknown
+from dse.errors import HardwareError, UserError, unknown
 from dse.knobs import KNOBS
 from dse.params import Value
 
@@ -302,7 +302,14 @@ def _number(document: Mapping[str, Any], key: str, where: str, required: bool) -
             raise HardwareError(f"{where}: {key} is missing")
         return None
     value = document[key]
-    return _positive(units.parse(value, key) if isinstance(value, str) else value, key, where)
+    if not isinstance(value, str):
+        return _positive(value, key, where)
+    try:
+        return _positive(units.parse(value, key), key, where)
+    except HardwareError:
+        raise
+    except UserError as error:
+        raise HardwareError(f"{where}: {error.message}", error.hint) from None
 
 
 def _positive(value: Any, key: str, where: str) -> float:

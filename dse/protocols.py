@@ -136,7 +136,7 @@ class History:
 
     def next_mark(self) -> int:
         """Return one more than the largest mark this proposer has given, 0 if it has given none."""
-        return 1 + max(self.marks.max(initial=-1), self.pending_marks.max(initial=-1))
+        return 1 + int(max(self.marks.max(initial=-1), self.pending_marks.max(initial=-1)))
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,8 @@ class Schema:
 
     @cached_property
     def content_hash(self) -> str:
-        """Hash of the problem's content and of the fields' layout: the common part of all design hashes."""
-        layout = {name: len(f.entries) for name, f in self.fields.items()}
-        return content_hash({"problem": self.problem.content_hash, "fields": layout})
+        """Hash of what all designs have in common: models, hardware, storage format, channel groups."""
+        return content_hash({"problem": self.problem.content_hash, "channel_groups": self.channel_groups})
 
     def field(self, name: str, where: str = "") -> Field:
         """Return the field of that name.

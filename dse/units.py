@@ -63,6 +63,7 @@ DIMENSIONLESS: Final = frozenset(
     {
         "batch",
         "images",
+        "max_context",
         "token_stride",
         "pe_rows",
         "pe_cols",

@@ -110,7 +110,7 @@ def _print_model(document: dict[str, Any]) -> None:
 
 def _components(read: Any) -> list[dict[str, Any]]:
     names = dict.fromkeys(m.component for m in read.modules)
-    units = {(b.component, b.index): (b.head_units, b.ffn_units) for b in read.blocks}
+    units = read.units
     return [
         {
             "name": name,
@@ -124,10 +124,9 @@ def _components(read: Any) -> list[dict[str, Any]]:
 
 
 def _layers(read: Any) -> list[dict[str, Any]]:
-    units = {(b.component, b.index): (b.head_units, b.ffn_units) for b in read.blocks}
     rows = []
     for m in read.modules:
-        at = units.get((m.component, m.block), (0, 0))
+        at = read.units.get((m.component, m.block), (0, 0))
         shrinks = [n for n, d in (("heads", 1), ("channels", 2)) if m.in_dim[d] or m.out_dim[d]]
         rows.append(
             {
@@ -274,4 +273,4 @@ def doctor(db: str | None, as_json: bool) -> None:
             if not c.is_ok:
                 click.echo(f"      {c.remedy}")
     if not all(c.is_ok for c in checks):
-        raise SystemExit(1)
+        raise click.exceptions.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -207,8 +206,6 @@ def evaluate(
         click.echo(f"{read.name} on {problem.hardware.name}: {reason or 'feasible'}")
         _print_metrics(chosen.metrics)
         _print_breakdown(parts if not reason else [])
-    if reason:
-        sys.exit(1)
 
 
 def _settings(settings: tuple[str, ...]) -> dict[str, str]:
@@ -329,4 +326,4 @@ def dashboard(db: str | None, port: int) -> None:
     from dse.launch import launch_dashboard
     from dse.study import database
 
-    sys.exit(launch_dashboard(database(db), port))
+    raise click.exceptions.Exit(launch_dashboard(database(db), port))

@@ -1,0 +1,103 @@
+"""Small problems to test plug-ins on: two-block models that any cost model evaluates in microseconds."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from dse.hardware import read_hardware
+from dse.model import Model
+from dse.params import Choice, Float
+from dse.problem import TARGET, Problem
+from dse.scenario import Scenario
+from dse.space import BoundSpace, Space
+
+_DECODER: Final[dict[str, Any]] = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+
+_VISION_LANGUAGE: Final[dict[str, Any]] = {
+    **_DECODER,
+    "model_type": "qwen2_5_vl",
+    "vision_config": {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
+    },
+}
+
+
+def small_model(kind: str = "vision-language") -> Model:
+    """Return a model of three blocks: "vision-language" (Qwen2.5-VL with windows) or "text" (grouped queries)."""
+    config = _VISION_LANGUAGE if kind == "vision-language" else _DECODER
+    return Model.from_config(config, name=f"small-{kind}")
+
+
+def small_problem(kind: str = "vision-language", hardware: str = "npu-template", **scenario: Any) -> Problem:
+    """Return a problem with a small model.
+
+    Args:
+        kind: see :func:`small_model`.
+        hardware: catalogue name.
+        scenario: fields of the scenario that differ from one 140 x 84 image, 7 prompt and 5 output tokens.
+    """
+    images = {"images": 1, "image_px": (140, 84)} if kind == "vision-language" else {}
+    request = Scenario(**{"prompt_tokens": 7, "output_tokens": 5, **images, **scenario})
+    return Problem({TARGET: small_model(kind)}, request, read_hardware(hardware))
+
+
+def small_space(problem: Problem | None = None, **changed: Any) -> BoundSpace:
+    """Return a bound space that varies every kind of knob that the problem has.
+
+    Args:
+        problem: the vision-language one on the accelerator template by default.
+        changed: domains to put in place of the usual ones; None leaves a knob out.
+    """
+    problem = problem or small_problem()
+    domains: dict[str, Any] = {
+        "weight_bits": Choice(2, 3, 4, 6, 8, 16, per="block.module"),
+        "act_bits": Choice(4, 8, 16, per="block_half.kind"),
+        "k_bits": Choice(2, 4, 8, 16, per="block"),
+        "v_bits": Choice(2, 4, 8, 16, per="block"),
+        "head_keep": Float(0.25, 1.0, per="block"),
+        "ffn_keep": Float(0.25, 1.0, step=0.125, per="block"),
+        "block_keep": Choice(0.5, 1.0, per="component"),
+        "image_px": Choice(56, 112, 140),
+        "token_stride": Choice(1, 2),
+        "visual_token_keep": Float(0.25, 1.0),
+        "batch": Choice(1, 2, 5),
+        "pe_rows": Choice(4, 7, 16, 64),
+        "pe_cols": Choice(4, 9, 16, 64),
+        "n_cores": Choice(1, 2, 3),
+        "dataflow": Choice("ws", "os", "is"),
+        "sram_bytes": Choice("16 KiB", "64 KiB", "1 MiB"),
+        "dram_bytes_per_s": Choice("1 GB/s", "10 GB/s", "100 GB/s"),
+        "freq_hz": Choice("500 MHz", "1 GHz"),
+        "vector_lanes": Choice(1, 16, 128),
+        "tile_m": Choice(4, 16, 50, 128),
+        "tile_n": Choice(8, 32, 60),
+        "tile_k": Choice(8, 32, 60),
+        "loop_order": Choice("mnk", "mkn", "nmk", "nkm", "kmn", "knm"),
+    } | changed
+    known = _fields(problem)
+    return Space({n: d for n, d in domains.items() if d is not None and n in known}).bind(problem)
+
+
+def _fields(problem: Problem) -> set[str]:
+    from dse.schema import Schema
+
+    return set(Schema(problem).fields)

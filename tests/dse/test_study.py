@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+
+from dse import Choice, Scenario, Space, Study
+from dse.errors import NameUnknown, StudyChanged, UserError
+from dse.results import Results, compare
+from dse.store import open_store
+from dse.testing.samples import small_model
+
+DOMAINS = {
+    "weight_bits": Choice(3, 4, 8, 16, per="component"),
+    "pe_rows": Choice(4, 8, 16, 32, 64),
+    "pe_cols": Choice(4, 8, 16, 32, 64),
+    "dram_bytes_per_s": Choice("1 GB/s", "4 GB/s", "16 GB/s"),
+    "tile_m": Choice(16, 64, 128),
+}
+
+
+def make(name="small", **changes):
+    options = {
+        "model": small_model(),
+        "scenario": Scenario(images=1, image_px=(140, 84), prompt_tokens=7, output_tokens=5),
+        "hardware": "npu-template",
+        "space": Space(DOMAINS),
+        "objectives": "min latency_s, min energy_j, min quality_loss",
+        "constraints": "area_mm2 <= 14",
+        "proposers": "auto",
+        "ask_size": 16,
+        "trials": 48,
+    } | changes
+    return Study(name, **options)
+
+
+def quiet(progress):
+    del progress
+
+
+def rows(path):
+    connection = sqlite3.connect(path)
+    tables = {
+        "design": "SELECT number, batch, hash, codes, mark, parents FROM design ORDER BY number",
+        "evaluation": "SELECT number, evaluator_id, status, excess_ratio, metrics, reason FROM evaluation "
+        "ORDER BY number, evaluator_id",
+        "batch": "SELECT number, proposer, n_asked, n_proposed, n_designs, is_done FROM batch ORDER BY number",
+        "study": "SELECT name, spec, spec_hash, state, stop_reason, target, reference FROM study",
+    }
+    found = {name: connection.execute(sql).fetchall() for name, sql in tables.items()}
+    connection.close()
+    return found
+
+
+def test_a_study_is_stored_with_its_front(tmp_path):
+    db = tmp_path / "a.db"
+    results = make().run(db=db, report=quiet)
+    assert len(results) == 48
+    front = results.front()
+    assert len(front) > 3
+    assert (results.violation[front.numbers] == 0).all()
+    assert results.metrics.basis["quality_loss"] == "prior"
+    assert "quality_loss (prior)" in str(front)
+    record = front.records()[0]
+    assert record["metrics"]["latency_s"]["unit"] == "s"
+    assert record["metrics"]["quality_loss"]["basis"] == "prior"
+    assert record["knobs"]["weight_bits[decoder]"]["unit"] == "bit"
+    json.dumps(record, allow_nan=False)
+    frame = front.frame()
+    assert frame["latency_s"].is_monotonic_increasing
+    assert front._repr_html_().startswith("<table")
+
+
+def test_running_again_continues(tmp_path):
+    db = tmp_path / "a.db"
+    assert len(make().run(db=db, report=quiet)) == 48
+    assert len(make().run(db=db, report=quiet)) == 96
+    once = make().run(96, db=tmp_path / "b.db", report=quiet)
+    # 48 is three whole batches of 16, so stopping there leaves no trace.
+    assert rows(db)["design"] == rows(tmp_path / "b.db")["design"]
+    assert len(once) == 96
+
+
+def test_an_interrupted_run_is_finished_first(tmp_path):
+    db = tmp_path / "a.db"
+    make().run(db=tmp_path / "whole.db", report=quiet)
+    study = make()
+    count = []
+
+    def stop_early(progress):
+        count.append(progress)
+        if len(count) == 2:
+            store = open_store(db)
+            store.request("small", "stop")
+            store.close()
+
+    study.run(db=db, report=stop_early)
+    stored = open_store(db)
+    assert stored.study("small").state == "stopped"
+    assert stored.study("small").n_designs < 48
+    stored.close()
+    assert len(make().run(db=db, report=quiet)) == 48
+    assert rows(db) == rows(tmp_path / "whole.db")
+
+
+@pytest.mark.parametrize("proposer", ["random", "sobol", "optuna:tpe", "optuna:nsga2", "optuna:nsga3"])
+def test_every_proposer_resumes_as_if_never_stopped(tmp_path, proposer):
+    whole, parts = tmp_path / "whole.db", tmp_path / "parts.db"
+    make(proposers=proposer).run(64, db=whole, report=quiet)
+    for _ in range(4):
+        make(proposers=proposer).run(16, db=parts, report=quiet)
+    assert rows(whole)["design"] == rows(parts)["design"]
+    assert rows(whole)["evaluation"] == rows(parts)["evaluation"]
+
+
+def test_several_proposers_take_turns(tmp_path):
+    make(proposers=["random", "sobol"]).run(64, db=tmp_path / "a.db", report=quiet)
+    turns = [b[1] for b in rows(tmp_path / "a.db")["batch"]]
+    assert turns == [("random", "sobol")[i % 2] for i in range(len(turns))]
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"space": Space(DOMAINS | {"tile_m": Choice(16, 64)})}, "space.tile_m.values: [16, 64, 128] -> [16, 64]"),
+        ({"constraints": "area_mm2 <= 15"}, "goal.constraints"),
+        ({"seed": 7}, "seed: 0 -> 7"),
+        ({"model": small_model("text"), "scenario": Scenario()}, "problem.models.target"),
+        ({"ask_size": 8}, "ask_size: 16 -> 8"),
+        ({"proposers": "random"}, "proposers: ['auto'] -> ['random']"),
+    ],
+)
+def test_a_changed_study_is_refused_with_the_difference(tmp_path, change, where):
+    db = tmp_path / "a.db"
+    make().run(16, db=db, report=quiet)
+    before = rows(db)
+    with pytest.raises(StudyChanged) as error:
+        make(**change).run(16, db=db, report=quiet)
+    assert where in error.value.message
+    assert "--fork" in error.value.hint
+    assert rows(db) == before
+
+
+def test_forking_keeps_both(tmp_path):
+    db = tmp_path / "a.db"
+    make().run(16, db=db, report=quiet)
+    make(seed=7).with_changes(name="fork").run(16, db=db, report=quiet)
+    store = open_store(db, read_only=True)
+    assert {r.name for r in store.studies()} == {"small", "fork"}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "law"),
+    [
+        ({"objectives": "min latncy_s"}, "unknown metric"),
+        ({"objectives": "min cost_usd"}, "unknown metric 'cost_usd'"),
+        ({"hardware": "npu-templat"}, "unknown hardware"),
+        ({"model": "qwen2.5-vl-3"}, "unknown model"),
+        ({"proposers": "evolv"}, "unknown proposer"),
+        ({"proposers": []}, "at least one proposer"),
+        ({"cost_models": ("analytcal",)}, "unknown cost model"),
+        ({"ask_size": 0}, "ask_size=0"),
+        ({"trials": 2.5}, "trials=2.5"),
+        ({"seed": -1}, "seed=-1"),
+        ({"name": "a\nb"}, "printable characters"),
+        ({"name": ""}, "printable characters"),
+        ({"scenario": Scenario(audio_s=3.0)}, "takes no audio"),
+        ({"model": small_model("text")}, "takes no images"),
+        ({"space": Space(image_px=Choice(56)), "model": small_model("text"), "scenario": Scenario()}, "no such choice"),
+    ],
+)
+def test_a_definition_that_cannot_be_is_refused_at_once(change, law):
+    with pytest.raises((UserError, NameUnknown), match=law):
+        make(**change)
+
+
+@pytest.mark.parametrize(
+    ("fields", "law"),
+    [
+        ({"output_tokens": 0}, "output_tokens=0 is too small"),
+        ({"prompt_tokens": 1.5}, "not a whole number"),
+        ({"images": 1}, "give image_px"),
+        ({"image_px": (1, 2, 3)}, "is not (width, height)"),
+        ({"audio_s": -1.0}, "not a length"),
+    ],
+)
+def test_scenarios_that_cannot_be(fields, law):
+    with pytest.raises(UserError) as error:
+        Scenario(**fields)
+    assert law in str(error.value)
+
+
+def test_a_study_with_no_feasible_design_says_which_is_nearest(tmp_path):
+    results = make(constraints="area_mm2 <= 1").run(32, db=tmp_path / "a.db", report=quiet)
+    assert len(results.front()) == 0
+    text = str(results.front())
+    assert "no feasible design among 32" in text
+    assert "area_mm2 <= 1 mm2 is broken" in text
+
+
+def test_unknown_design_numbers(tmp_path):
+    results = make().run(16, db=tmp_path / "a.db", report=quiet)
+    with pytest.raises(UserError, match="no design 99") as error:
+        results.design(99)
+    assert "0 to 15" in error.value.hint
+
+
+def test_results_need_nothing_but_the_database(tmp_path):
+    db = tmp_path / "a.db"
+    results = make().run(32, db=db, report=quiet)
+    store = open_store(db, read_only=True)
+    again = Results.load(store, "small")
+    store.close()
+    assert again.space.labels == results.space.labels
+    np.testing.assert_array_equal(again.front().numbers, results.front().numbers)
+    chosen = again.design(int(again.front().numbers[0]))
+    assert chosen.design.hashes[0] == again.stored.hashes[chosen.number]
+    assert chosen.provenance["cost_model.hardware"].startswith("analytical")
+
+
+def test_a_database_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSE_DB", f"sqlite:///{tmp_path}/env.db")
+    study = make()
+    study.run(16, report=quiet)
+    assert (tmp_path / "env.db").exists()
+    assert len(study.results()) == 16
+
+
+def test_differences_in_words():
+    assert compare({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}) == ["a.c: 2 -> (absent)", "a.d: (absent) -> 3"]
