@@ -467,11 +467,11 @@ class _Bound(Binding):
         first = self._tokens.prompt + 1
         steps = max(1, self._output_tokens - 1)
         if chunked:
-            return _mean_chunk(first, steps, window)
-        return _mean_span(first, steps, window)
+            return mean_chunk(first, steps, window)
+        return mean_span(first, steps, window)
 
 
-def _mean_span(first: np.ndarray, steps: int, window: int) -> np.ndarray:
+def mean_span(first: np.ndarray, steps: int, window: int) -> np.ndarray:
     """Return the mean of min(first + t, window) over t = 0 ... steps - 1; no bound for window 0."""
     if not window:
         return first + (steps - 1) / 2
@@ -480,7 +480,7 @@ def _mean_span(first: np.ndarray, steps: int, window: int) -> np.ndarray:
     return total / steps
 
 
-def _mean_chunk(first: np.ndarray, steps: int, chunk: int) -> np.ndarray:
+def mean_chunk(first: np.ndarray, steps: int, chunk: int) -> np.ndarray:
     """Return the mean length of the current chunk over the passes: position p sees (p - 1) mod chunk + 1."""
 
     def total(last: np.ndarray) -> np.ndarray:

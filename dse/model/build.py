@@ -100,7 +100,7 @@ def _step(a: Assembly, site: Site, item: Step, x: str) -> str:
 
 
 def _table(a: Assembly, site: Site, item: Step, x: str) -> str:
-    """Write a table that is added to the features: looked up (EMBEDDING) or held as it is added (PARAMETER)."""
+    """Write a table that is added to the features: looked up (POSITION) or held as it is added (PARAMETER)."""
     path = a.module(site, item.leaf, item.kind, Dim(item.k), Dim(item.n))
     if not item.added:
         return x
@@ -132,7 +132,7 @@ def _decode(a: Assembly, shape: Decoder) -> None:
 def _decoder_inputs(a: Assembly, site: Site, shape: Decoder, x: str) -> str:
     """Write learned positions and, in prefill, encoder outputs that take the place of token embeddings."""
     if shape.positions:
-        x = _step(a, site, Step(shape.position_leaf, ModuleKind.EMBEDDING, shape.positions, shape.hidden), x)
+        x = _step(a, site, Step(shape.position_leaf, ModuleKind.POSITION, shape.positions, shape.hidden), x)
     for rows in shape.inputs if a.phase == "prefill" else ():
         x = a.op(site.on(rows), f"insert_{rows}", OpKind.POOL, (x,), site.hidden)
     return x

@@ -89,7 +89,8 @@ class ModuleKind(enum.StrEnum):
     """What a module's parameters do."""
 
     LINEAR = "linear"  # a matrix product; strided convolutions over patches and frames are one, too
-    EMBEDDING = "embedding"  # a table that is looked up
+    EMBEDDING = "embedding"  # the table of tokens, looked up
+    POSITION = "position"  # a table of positions, looked up or added; small, and never quantised
     NORM = "norm"
     PARAMETER = "parameter"  # class tokens, position tables, gates, router biases
 

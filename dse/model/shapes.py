@@ -205,7 +205,7 @@ class Step:
 
     Attributes:
         leaf: its path, relative to the pipeline; "" only where there are no parameters.
-        kind: LINEAR, NORM, EMBEDDING (a table added to the features) or PARAMETER (the same, held as a tensor).
+        kind: LINEAR, NORM, POSITION (a table added to the features) or PARAMETER (the same, held as a tensor).
         k: input features; of tables, the number of rows.
         n: output features.
         bias: whether there is a bias.

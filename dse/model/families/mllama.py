@@ -82,7 +82,7 @@ def _stem(f: Fields, hidden: int) -> tuple[Step, ...]:
         Step("class_embedding", ModuleKind.PARAMETER, 1, hidden, rows="patch", added=False),
         Step(f"{gated}.gate", ModuleKind.PARAMETER, 1, 1, added=False),
         Step(f"{gated}.embedding", ModuleKind.PARAMETER, positions, hidden),
-        Step(f"{gated}.tile_embedding", ModuleKind.EMBEDDING, _arrangements(f), tile_table, lookup=hidden),
+        Step(f"{gated}.tile_embedding", ModuleKind.POSITION, _arrangements(f), tile_table, lookup=hidden),
         Step("layernorm_pre", ModuleKind.NORM, 1, hidden, bias=True),
     )
 
@@ -91,7 +91,7 @@ def _tile_positions(path: str, f: Fields, hidden: int) -> tuple[Step, Step]:
     table = f.count("max_num_tiles") * hidden
     return (
         Step(f"{path}.gate", ModuleKind.PARAMETER, 1, 1, added=False),
-        Step(f"{path}.embedding", ModuleKind.EMBEDDING, _arrangements(f), table, lookup=hidden),
+        Step(f"{path}.embedding", ModuleKind.POSITION, _arrangements(f), table, lookup=hidden),
     )
 
 

@@ -52,7 +52,7 @@ def qwen3_vl(f: Fields, processor: Fields) -> Reading:
     blocks = (vit_block(_attention(vision, hidden), mlp, _NORMS),) * vision.blocks("depth")
     tapped = vision.indices("deepstack_visual_indexes", len(blocks))
     taps = tuple((block, _deepstack(vision, hidden, out, i)) for i, block in enumerate(tapped))
-    table = Step("pos_embed", ModuleKind.EMBEDDING, vision.count("num_position_embeddings"), hidden)
+    table = Step("pos_embed", ModuleKind.POSITION, vision.count("num_position_embeddings"), hidden)
     tower = _tower(vision, hidden, blocks, table=table, taps=taps, bias=True)
     merger = _merger(vision, hidden, out, ("norm", "linear_fc1", "act", "linear_fc2"), layer_norm=True)
     reading = _reading(f, processor, vision, tower, merger, out)

@@ -71,7 +71,7 @@ def _encoder(f: Fields, hidden: int, positions: int) -> tuple[tuple[Step | Vecto
         Vector("conv1.act", hidden),
         Step("conv2", ModuleKind.LINEAR, _KERNEL * hidden, hidden, bias=True, rows="frame"),
         Vector("conv2.act", hidden),
-        Step("embed_positions", ModuleKind.EMBEDDING, positions, hidden),
+        Step("embed_positions", ModuleKind.POSITION, positions, hidden),
     )
     n_blocks = f.blocks("encoder_layers")
     block: BlockShape = (

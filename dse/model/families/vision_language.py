@@ -169,7 +169,7 @@ def _idefics3_tower(f: Fields) -> Tower:
     n_blocks = f.blocks("num_hidden_layers")
     items = (
         Step("embeddings.patch_embedding", ModuleKind.LINEAR, patch_features(f, patch), hidden, bias=True),
-        Step("embeddings.position_embedding", ModuleKind.EMBEDDING, cuts, hidden, rows="patch"),
+        Step("embeddings.position_embedding", ModuleKind.POSITION, cuts, hidden, rows="patch"),
         Stack("encoder.layers", (clip_block(f),) * n_blocks, n_blocks),
         Step("post_layernorm", ModuleKind.NORM, 1, hidden, bias=True),
     )

@@ -87,7 +87,7 @@ def clip(f: Fields, path: str, n_used: int) -> Tower:
     items: tuple[Item, ...] = (
         Step("embeddings.patch_embedding", ModuleKind.LINEAR, patch_features(f, patch), hidden),
         Step("embeddings.class_embedding", ModuleKind.PARAMETER, 1, hidden, rows="patch", added=False),
-        Step("embeddings.position_embedding", ModuleKind.EMBEDDING, cuts + 1, hidden),
+        Step("embeddings.position_embedding", ModuleKind.POSITION, cuts + 1, hidden),
         Step("pre_layrnorm", ModuleKind.NORM, 1, hidden, bias=True),
         Stack("encoder.layers", (clip_block(f),) * f.blocks("num_hidden_layers"), n_used),
         Step("post_layernorm", ModuleKind.NORM, 1, hidden, bias=True, used=False),
@@ -101,7 +101,7 @@ def siglip(f: Fields, path: str, n_used: int, *, normed: bool = False) -> Tower:
     image, patch, cuts = patch_grid(f)
     items: tuple[Item, ...] = (
         Step("embeddings.patch_embedding", ModuleKind.LINEAR, patch_features(f, patch), hidden, bias=True),
-        Step("embeddings.position_embedding", ModuleKind.EMBEDDING, cuts, hidden, rows="patch"),
+        Step("embeddings.position_embedding", ModuleKind.POSITION, cuts, hidden, rows="patch"),
         Stack("encoder.layers", (clip_block(f),) * f.blocks("num_hidden_layers"), n_used),
         Step("post_layernorm", ModuleKind.NORM, 1, hidden, bias=True, used=normed),
         *(_siglip_head(hidden, f.count("intermediate_size")) if f.flag("vision_use_head") else ()),

@@ -1,0 +1,61 @@
+"""Every cost model of the catalogue passes the kit, on small problems of every kind and on real models."""
+
+from __future__ import annotations
+
+import pytest
+
+from dse import catalogue
+from dse.hardware import read_hardware
+from dse.model import read_model
+from dse.params import Choice, Float
+from dse.problem import Problem
+from dse.scenario import Scenario
+from dse.space import Space
+from dse.testing.conformance import check_cost_model
+from dse.testing.samples import small_problem, small_space
+
+MODELS = sorted(catalogue.listing("cost model"))
+
+SMALL = [
+    ("vision-language", "npu-template", {}),
+    ("vision-language", "b200-sxm-180gb", {}),
+    ("vision-language", "npu-template", {"images": 0}),
+    ("text", "npu-template", {"batch": 4}),
+    ("text", "jetson-agx-orin-64gb", {"output_tokens": 1}),
+]
+
+# One model of each kind of block: windows, latent attention, experts, local layers, states, encoder-decoder.
+REAL = [
+    "qwen2.5-vl-3b", "llava-1.5-7b", "deepseek-v2-lite", "mixtral-8x7b", "gemma-3-4b", "llama-3.2-11b-vision",
+    "whisper-large-v3", "qwen2-audio-7b", "llama-4-scout-17b-16e", "internvl3-78b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("kind", "hardware", "scenario"), SMALL)
+def test_on_small_problems(name, kind, hardware, scenario):
+    check_cost_model(catalogue.cost_model(name), small_space(small_problem(kind, hardware, **scenario)), n_rows=60)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("model", REAL)
+@pytest.mark.parametrize("hardware", ["npu-template", "h200-sxm-141gb"])
+def test_on_real_models(name, model, hardware):
+    read = read_model(model)
+    scenario = Scenario(
+        prompt_tokens=33,
+        output_tokens=9,
+        images=int(read.image_rule is not None),
+        image_px=(500, 400),
+        audio_s=7.5 if read.audio_rule is not None else 0.0,
+    )
+    problem = Problem({"target": read}, scenario, read_hardware(hardware))
+    space = Space(
+        weight_bits=Choice(2, 3, 4, 8, 16, per="block.module"),
+        act_bits=Choice(8, 16, per="component"),
+        kv_bits=Choice(4, 8, 16, per="block"),
+        head_keep=Float(0.5, 1.0, per="block"),
+        ffn_keep=Float(0.5, 1.0, per="block"),
+        block_keep=Choice(0.75, 1.0, per="component"),
+    ).bind(problem)
+    check_cost_model(catalogue.cost_model(name), space, n_rows=4)

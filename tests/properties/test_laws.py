@@ -1,0 +1,82 @@
+"""The laws that cost models declare, on drawn designs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dse import catalogue
+from dse.testing.laws import LAWS
+from dse.testing.samples import small_problem, small_space
+from dse.testing.strategies import code_rows
+
+CASES = [
+    (name, law)
+    for name in sorted(catalogue.listing("cost model"))
+    for law in sorted(catalogue.cost_model(name).laws | {"row_equals_batch"})
+]
+SPACES = {
+    "npu": small_space(),
+    "gpu": small_space(small_problem(hardware="b200-sxm-180gb")),
+    "text": small_space(small_problem("text", batch=3)),
+}
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("name", "law"), CASES)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_law(space, name, law, data):
+    LAWS[law](catalogue.cost_model(name), SPACES[space], data.draw(code_rows(SPACES[space])))
+
+
+def test_laws_can_fail():
+    """A law that nothing can break tests nothing: each is given a model that breaks it."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    class Bent:
+        """The analytical model with one column bent."""
+
+        name, group, fidelity, version, laws = "bent", "hardware", "analytical", "1", frozenset()
+
+        def __init__(self, bend):
+            self.bend = bend
+            self.inner = None
+
+        def prepare(self, problem):
+            made = Bent(self.bend)
+            made.inner = catalogue.cost_model("analytical").prepare(problem)
+            made.metrics, made.fingerprint = made.inner.metrics, "x"
+            return made
+
+        def evaluate(self, batch):
+            result = self.inner.evaluate(batch)
+            return replace(result, values=dict(result.values) | self.bend(result.values, batch))
+
+        def breakdown(self, batch):
+            parts = self.inner.breakdown(batch)
+            bent = self.bend({p.metric: p.parts for p in parts}, batch)
+            return [replace(p, parts=np.asarray(bent.get(p.metric, p.parts))) for p in parts]
+
+    space = SPACES["npu"]
+    codes = space.sample(40, np.random.default_rng(3))
+
+    def by(column, factor):
+        return lambda v, b: {column: v[column] * factor(b)} if v[column].ndim == 1 else {}
+
+    broken = {
+        "row_equals_batch": by("latency_s", lambda b: 1 + 1e-15 * len(b)),
+        "more_bandwidth_never_costs_time": by("latency_s", lambda b: b["dram_bytes_per_s"] ** 2),
+        "more_sram_never_costs_time": by("latency_s", lambda b: b["sram_bytes"].astype(float)),
+        "fewer_bits_never_cost_bytes": by("weight_bytes", lambda b: 1.0 / b["weight_bits"].mean(axis=1) ** 2),
+        "traffic_at_least_compulsory": by("dram_bytes", lambda b: 0.001 + 0 * b["freq_hz"]),
+        "time_scales_with_time": lambda v, _: {"latency_s": v["latency_s"] + 1e-6} if v["latency_s"].ndim == 2 else {},
+        "breakdown_adds_up": by("energy_j", lambda b: 1.001 + 0 * b["freq_hz"]),
+    }
+    for law, bend in broken.items():
+        with pytest.raises(AssertionError):
+            LAWS[law](Bent(bend), space, codes)
+    assert set(broken) | {"fewer_bits_never_gain_quality"} == set(LAWS)
