@@ -11,8 +11,8 @@ history). What is asked is told back as failed once its parameters are known, be
 later history. Between batches the study is kept as a cache; a history that does not extend the last one rebuilds it.
 
 Left out: CmaEs and GP (single-objective, or too slow at these dimensions) and QMC, whose state is not in its trials;
-``sobol`` is our own. TPE's cost per ask grows with its trials (at 1,000 of them 0.34 s in the independent form, 0.05 s in
-the multivariate one), so it sees a window of history and models parameters jointly.
+``sobol`` is our own. TPE's cost per ask grows with its trials (at 1,000 of them 0.34 s in the independent form, 0.05 s
+in the multivariate one), so it sees a window of history and models parameters jointly.
 """
 
 from __future__ import annotations

@@ -275,7 +275,8 @@ class DeviceEvaluator:
 
 def _vectors(phase: PhaseSizes, labels: Sequence[tuple[str, OpKind]], n: int) -> _Kernels:
     """Return vector work and the append to the cache, charged their bytes."""
-    moved = np.broadcast_to(phase.elements * VectorCoefficients.of(labels).moved_bytes, (n, len(labels)))
+    outside = np.array([kind is not OpKind.SOFTMAX for _, kind in labels])  # softmax is part of the attention kernel
+    moved = np.broadcast_to(phase.elements * VectorCoefficients.of(labels).moved_bytes * outside, (n, len(labels)))
     appended = np.broadcast_to(phase.cache_bytes, (n, 1))
     nothing = np.zeros((n, len(labels) + 1))
     return _Kernels(

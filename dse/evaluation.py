@@ -61,8 +61,14 @@ class Evaluation:
 
     def fingerprints(self) -> list[str]:
         """Return for each cost model a hash of all that its results depend on besides the designs."""
-        combinations = [self._evaluators(c) for c in self._combinations()]
-        return [content_hash([prepared[i].fingerprint for prepared in combinations]) for i in range(len(self.models))]
+        found = [self._fingerprints_of(combination) for combination in self._combinations()]
+        return [content_hash([one[i] for one in found]) for i in range(len(self.models))]
+
+    def _fingerprints_of(self, combination: tuple[Value, ...]) -> list[str]:
+        try:
+            return [evaluator.fingerprint for evaluator in self._evaluators(combination)]
+        except UserError as error:  # hardware that cannot be costed: its designs fail, with this reason
+            return [str(error)] * len(self.models)
 
     def evaluate(self, codes: np.ndarray) -> list[MetricBatch]:
         """Return the metrics of each row of codes, one batch per cost model."""

@@ -19,7 +19,8 @@ What stands before or after the blocks of a component (patch embedding, token ta
 "stem" and "head" at every block depth.
 
 A path selects entries: ``[role/][component/][module/]knob``, such as "decoder/weight_bits", "lm_head/weight_bits" or
-"draft/decoder/k_bits". Where two declarations select the same entry, the one with the longer path holds.
+"draft/decoder/k_bits". Where two declarations select the same entry, the closer one holds: one that names a module
+before one that names a component, that before one that names a role, and a plain knob before an alias.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Schema:
 
         Returns:
             The fields (two for an alias such as kv_bits), for each the indices of the selected entries, and the
-            number of parts of the path, by which a longer path prevails.
+            rank of the path, by which the closer of two declarations prevails.
 
         Raises:
             NameUnknown: the knob, or a part of the path, is unknown.
@@ -171,7 +172,13 @@ class Schema:
             if not mask.any():
                 raise SpaceError(f"{path!r} selects nothing: no entry is in all of {' and '.join(prefix)}")
             chosen.append(np.flatnonzero(mask))
-        return fields, chosen, len(prefix)
+        return fields, chosen, self._rank(prefix, name)
+
+    def _rank(self, prefix: Sequence[str], name: str) -> int:
+        roles = set(self.problem.models)
+        components = {m.component for model in self.problem.models.values() for m in model.modules}
+        weights = (2 if part in roles else 4 if part in components else 8 for part in prefix)
+        return sum(weights) + (name not in ALIASES)
 
     def _exists(self, name: str, asked: str) -> bool:
         # An alias may stand for fields of which a model lacks one (latent attention caches no values of their own).

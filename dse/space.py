@@ -301,24 +301,23 @@ class BoundSpace:
     # ------------------------------------------------------------------ construction
 
     def _owners(self) -> dict[str, np.ndarray]:
-        """Return for each field the rank and declaration that holds each entry, by the longest path."""
+        """Return for each field the number of the declaration that holds each entry: the closest one."""
         owner: dict[str, np.ndarray] = {}
         rank: dict[str, np.ndarray] = {}
         paths = list(self.space.declarations)
         for number, path in enumerate(paths):
-            fields, chosen, length = self.schema.select(path)
-            length = 2 * length + (path.rsplit("/", 1)[-1] not in ALIASES)  # k_bits is closer than kv_bits
+            fields, chosen, closeness = self.schema.select(path)
             for field, entries in zip(fields, chosen, strict=True):
                 held = owner.setdefault(field.name, np.full(len(field.entries), -1))
                 ranks = rank.setdefault(field.name, np.full(len(field.entries), -1))
-                tie = entries[ranks[entries] == length]
+                tie = entries[ranks[entries] == closeness]
                 if len(tie):
                     raise SpaceError(
                         f"space: {path!r} and {paths[held[tie[0]]]!r} both set {field.name} of the same place",
-                        "keep one of them, or give one a longer path (component or module)",
+                        "keep one of them, or let one name a component or a module",
                     )
-                stronger = entries[ranks[entries] < length]
-                held[stronger], ranks[stronger] = number, length
+                stronger = entries[ranks[entries] < closeness]
+                held[stronger], ranks[stronger] = number, closeness
         return owner
 
     def _parameters_of(self, path: str, domain: Domain, owners: dict[str, np.ndarray]) -> list[Parameter]:
@@ -337,7 +336,7 @@ class BoundSpace:
             for g, label in enumerate(labels):
                 members.setdefault(label, {})[field.name] = entries[groups == g]
         if not members:
-            raise SpaceError(f"{where} has no effect: declarations with longer paths cover all it selects")
+            raise SpaceError(f"{where} has no effect: closer declarations cover all it selects")
         single = len(members) == 1 and domain.per in ("", "model")
         return [
             Parameter(

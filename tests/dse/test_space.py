@@ -79,6 +79,15 @@ def test_thirds_of_blocks_are_as_even_as_can_be():
 # ------------------------------------------------------------------ which declaration holds
 
 
+def test_a_module_prevails_over_its_component_however_the_paths_are_written():
+    space = bound(**{"decoder/weight_bits": Choice(4), "lm_head/weight_bits": Choice(16), "weight_bits": Choice(8)})
+    batch = space.decode(space.reference_codes())
+    bits = dict(zip([e.path for e in batch.schema.fields["weight_bits"].entries], batch["weight_bits"][0], strict=True))
+    assert bits["lm_head"] == 16
+    assert bits["model.language_model.layers.0.mlp.up_proj"] == 4
+    assert bits["model.visual.blocks.0.mlp.up_proj"] == 8
+
+
 def test_the_longer_path_prevails():
     space = bound(
         **{
@@ -110,7 +119,7 @@ def test_an_alias_sets_both_and_yields_to_the_plain_name():
 @pytest.mark.parametrize(
     ("declarations", "law"),
     [
-        ({"decoder/weight_bits": Choice(4), "mlp.up_proj/weight_bits": Choice(8)}, "both set weight_bits"),
+        ({"up_proj/weight_bits": Choice(4), "mlp.up_proj/weight_bits": Choice(8)}, "both set weight_bits"),
         ({"batch": Choice(1)} | {f"{c}weight_bits": Choice(4) for c in COVERING}, "no effect"),
         ({"weight_bits": Choice(4, 5)}, "=5 is not in (2, 3, 4, 6, 8, 16)"),
         ({"head_keep": Float(0.5, 1.5)}, "not in the range 0.01 <= x <= 1"),
