@@ -6,8 +6,9 @@ dies, the chunk it was running is blamed, everything it held goes back to the qu
 A chunk that was blamed three times is cut into single rows; a row that was blamed three times fails with that reason
 and takes nobody with it.
 
-A local Ray is told to use the loopback address, and lets in only clients with a random token of this process. Ray
-reads that setting when it is imported, so it is made here, before the import; what the environment says prevails.
+A local Ray listens on the loopback address only (by the switch that Ray has for laptops; without it, it listens on all
+interfaces whatever address it is given), and lets in only clients with a random token of this process. Ray reads these
+settings when it is imported, so they are made here, before the import; what the environment says prevails.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") is None:
     )
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 try:
@@ -53,6 +55,9 @@ class _Worker:
 
     def __init__(self, recipe: Recipe) -> None:
         self.evaluation = recipe()
+
+    def ready(self) -> bool:
+        return True
 
     def evaluate(self, codes: np.ndarray) -> list[MetricBatch]:
         return self.evaluation.evaluate(codes)
@@ -95,7 +100,10 @@ class RayExecutor:
         self._remote = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         count = workers or max(1, int(resources.get("CPU", 1)))
-        self._slots = [_Slot(self._actor(), deque()) for _ in range(count)]
+        self._slots: list[_Slot] = []
+        self._slots = [
+            _Slot(a, deque()) for a in self._started([self._remote.remote(self._recipe) for _ in range(count)])
+        ]
         self._queue: deque[_Task] = deque()
         self._done: dict[int, dict[int, list[MetricBatch]]] = {}
         self._lengths: dict[int, int] = {}
@@ -139,8 +147,21 @@ class RayExecutor:
         pids: list[int] = ray.get(calls)
         return pids
 
-    def _actor(self) -> Any:
-        return self._remote.remote(self._recipe)
+    def _started(self, actors: list[Any]) -> list[Any]:
+        """Return actors that have prepared their evaluators.
+
+        Raises:
+            UserError: they cannot, and no other one could.
+        """
+        try:
+            ray.get([actor.ready.remote() for actor in actors])
+        except RayError as error:
+            self.close()
+            cause = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            raise UserError(
+                f"the Ray workers cannot prepare the study: {cause}", "--executor local shows more"
+            ) from error
+        return actors
 
     def _dispatch(self) -> None:
         # Fill the emptiest actors first, so that the second chunk of one never waits while another is idle.
@@ -152,23 +173,33 @@ class RayExecutor:
                     break
 
     def _wait(self) -> None:
+        """Wait until some call has ended, and take over what has."""
         self._dispatch()
-        refs = [ref for slot in self._slots for ref, _ in slot.held]
-        ready, _ = ray.wait(refs, num_returns=1)
+        ray.wait([ref for slot in self._slots for ref, _ in slot.held], num_returns=1)
         for slot in self._slots:
-            while slot.held and slot.held[0][0] in ready:
-                ref, task = slot.held[0]
-                try:
-                    groups = ray.get(ref)
-                except (ActorDiedError, ActorUnavailableError) as error:
-                    self._replace(slot, str(error).strip().splitlines()[0])
-                    break
-                except RayError as error:
-                    message = f"{type(error).__name__}: {error}"[:2000]
-                    groups = [MetricBatch.failed(len(task.codes), message) for _ in range(self._n_models)]
-                slot.held.popleft()
-                self._done[task.ticket][task.start] = groups
+            self._settle(slot)
         self._dispatch()
+
+    def _settle(self, slot: _Slot) -> None:
+        """Take the results of an actor, oldest first; put another in its place if it has died.
+
+        When it dies all its calls end at once, in any order, so whichever has ended is looked at.
+        """
+        ended, _ = (
+            ray.wait([ref for ref, _ in slot.held], num_returns=len(slot.held), timeout=0) if slot.held else ([], [])
+        )
+        for ref in ended:
+            task = next(task for held, task in slot.held if held == ref)
+            try:
+                groups = ray.get(ref)
+            except (ActorDiedError, ActorUnavailableError) as error:
+                self._replace(slot, str(error).strip().splitlines()[0])
+                return
+            except RayError as error:
+                message = f"{type(error).__name__}: {error}"[:2000]
+                groups = [MetricBatch.failed(len(task.codes), message) for _ in range(self._n_models)]
+            slot.held.remove((ref, task))
+            self._done[task.ticket][task.start] = groups
 
     def _replace(self, slot: _Slot, reason: str) -> None:
         """Put a new actor in the place of a dead one; blame the chunk it was running, requeue all it held."""
@@ -176,7 +207,7 @@ class RayExecutor:
         with suppress(Exception):
             ray.kill(slot.actor)
         slot.held.clear()
-        slot.actor = self._actor()
+        slot.actor = self._started([self._remote.remote(self._recipe)])[0]
         blamed = replace(held[0], blames=held[0].blames + 1)
         self._queue.extendleft(reversed(held[1:]))
         if blamed.blames < MAX_BLAMES:

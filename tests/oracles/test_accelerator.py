@@ -184,10 +184,8 @@ def test_energy_and_area_by_hand():
     batch = space.decode(space.reference_codes())
     area = 4096 * 8.54e-4 + 128 * 4e-3 + 2097152 * 8.34e-7 + 68e9 * 1.5e-10
     chosen = batch.take([0])
-    arrays = {
-        "pe_rows": 64, "pe_cols": 64, "n_cores": 1, "vector_lanes": 128, "sram_bytes": 2097152, "dram_bytes_per_s": 68e9,
-    }  # fmt: skip
-    for name, value in arrays.items():
+    arrays = {"pe_rows": 64, "pe_cols": 64, "n_cores": 1, "vector_lanes": 128, "sram_bytes": 2**21}
+    for name, value in (arrays | {"dram_bytes_per_s": 68e9}).items():
         chosen._arrays[name] = np.array([value], dtype=chosen[name].dtype)
     evaluator = catalogue.cost_model("analytical").prepare(problem)
     result = evaluator.evaluate(chosen)
