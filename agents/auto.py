@@ -10,11 +10,10 @@ from typing import Final
 import numpy as np
 
 from agents.optuna_sampler import OptunaSampler
-from agents.sampling import Random, sobol_codes
+from agents.sampling import MAX_SOBOL_DIMENSIONS, Random, sobol_codes
 from dse.protocols import History, Proposals
 
 STARTUP_DESIGNS: Final = 128
-MAX_SOBOL_DIMENSIONS: Final = 21_201
 
 
 class Auto:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from typing import Final
 
 import numpy as np
-from scipy.stats import qmc
 
 from dse.protocols import History, Proposals
 from dse.space import BoundSpace
+
+MAX_SOBOL_DIMENSIONS: Final = 21_201
 
 
 class Random:
@@ -23,7 +25,7 @@ class Random:
 
 
 class Sobol:
-    """A scrambled Sobol sequence (Joe and Kuo direction numbers, at most 21,201 parameters), levels of equal width.
+    """A scrambled Sobol sequence (Joe and Kuo direction numbers, at most :data:`MAX_SOBOL_DIMENSIONS`), levels of equal width.
 
     The sequence runs through all batches of a study: a design's mark is its index, so the next batch goes on behind
     the largest one seen. The scrambling follows the study's seed.
@@ -34,7 +36,7 @@ class Sobol:
 
     def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
         """Return the next k points of the sequence; random ones in spaces beyond the tabulated dimensions."""
-        if history.space.n_parameters > qmc.Sobol.MAXDIM:
+        if history.space.n_parameters > MAX_SOBOL_DIMENSIONS:
             return Proposals(history.space.sample(k, rng))
         first = history.next_mark()
         return Proposals(sobol_codes(history.space, history.seed, first, k), marks=np.arange(first, first + k))
@@ -42,6 +44,8 @@ class Sobol:
 
 def sobol_codes(space: BoundSpace, seed: int, first: int, k: int) -> np.ndarray:
     """Return points ``first`` to ``first + k - 1`` of the scrambled sequence as codes, shape (k, p)."""
+    from scipy.stats import qmc  # takes 2.5 s to import; a study that is past its start never needs it
+
     engine = qmc.Sobol(space.n_parameters, scramble=True, rng=np.random.default_rng([seed, 0x50B01]))
     if first:  # scipy refuses to go forward by nothing
         engine.fast_forward(first)
