@@ -25,7 +25,7 @@ class Random:
 
 
 class Sobol:
-    """A scrambled Sobol sequence (Joe and Kuo direction numbers, at most :data:`MAX_SOBOL_DIMENSIONS`), levels of equal width.
+    """A scrambled Sobol sequence over levels of equal width (direction numbers of Joe and Kuo).
 
     The sequence runs through all batches of a study: a design's mark is its index, so the next batch goes on behind
     the largest one seen. The scrambling follows the study's seed.

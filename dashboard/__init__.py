@@ -1,6 +1,7 @@
 """The web dashboard: Streamlit pages over the store, read-only. Only this package imports Streamlit.
 
-    app.py       the entry point and its pages: studies, front, design
+    app.py       the entry point
+    pages.py     the pages: studies, front, design
     data.py      what the pages read, cached by the study's last change
     figures.py   figures as pure functions of frames
 

@@ -15,11 +15,12 @@ import numpy as np
 
 from dse import text, units
 from dse.errors import UserError, unknown
+from dse.evaluation import Evaluation
 from dse.metrics import METRICS, MetricBatch, Status
 from dse.objectives import Goal
 from dse.pareto import constrained_front
 from dse.problem import Problem
-from dse.protocols import Chosen
+from dse.protocols import Breakdown, Chosen
 from dse.space import BoundSpace, Space
 from dse.store import EvaluatorRow, Store, StoredStudy, StudyRow
 
@@ -123,6 +124,18 @@ class Results:
                 },
             },
         )
+
+    def breakdown(self, number: int) -> list[Breakdown]:
+        """Return the additive parts of a design's metrics, recomputed with the cost models of the study.
+
+        Raises:
+            UserError: a cost model is not installed here, or gives other results than when the study ran.
+        """
+        stored = {e.cost_model: e.fingerprint for e in self.evaluators}
+        evaluation = Evaluation(self.space, list(stored))
+        if evaluation.fingerprints() != list(stored.values()):
+            raise UserError("the cost models have changed since this study ran, so its breakdown is not recomputed")
+        return evaluation.breakdown(self.design(number).design)
 
     def records(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Return designs as JSON types: every knob and every metric with its unit; numbers that are none are null."""

@@ -11,7 +11,7 @@ from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
 
 if TYPE_CHECKING:
-    from dse.protocols import Breakdown, Chosen
+    from dse.protocols import Breakdown
     from dse.results import Results
 
 
@@ -111,7 +111,7 @@ def show(study: str, number: int, db: str | None, as_json: bool) -> None:
     results = _results(study, db)
     chosen = results.design(number)
     record = results.records([number])[0]
-    parts = _breakdown(results, chosen) if record["status"] == "ok" else []
+    parts = _breakdown(results, number) if record["status"] == "ok" else []
     if as_json:
         emit({"study": study, **record, "provenance": dict(chosen.provenance), "breakdown": _breakdown_records(parts)})
         return
@@ -121,19 +121,12 @@ def show(study: str, number: int, db: str | None, as_json: bool) -> None:
     _print_breakdown(parts)
 
 
-def _breakdown(results: Results, chosen: Chosen) -> list[Breakdown]:
-    """Recompute the breakdown with the cost models the study was run with; none if they are gone or have changed."""
-    from dse.evaluation import Evaluation
-
-    stored = {e.cost_model: e.fingerprint for e in results.evaluators}
+def _breakdown(results: Results, number: int) -> list[Breakdown]:
     try:
-        evaluation = Evaluation(results.space, list(stored))
-    except UserError:
+        return results.breakdown(number)
+    except UserError as error:
+        click.echo(f"dse: {error.message}", err=True)
         return []
-    if evaluation.fingerprints() != list(stored.values()):
-        click.echo("dse: the cost models have changed since this study ran; its breakdown is not recomputed", err=True)
-        return []
-    return evaluation.breakdown(chosen.design)
 
 
 def _verdict(record: dict[str, Any]) -> str:

@@ -1,0 +1,140 @@
+"""Rates of the parts that decide how large a study can be, in CPU time of one process.
+
+Every rate stands beside a yardstick measured in the same run, so that runs on other machines, or on a busy one, can be
+compared: sorting 1,000,000 random float64 and multiplying two arrays of that size, ten times. "per yardstick" is how
+many units one yardstick's time buys.
+
+    python -m tests.benchmarks [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dse import Choice, Float, Scenario, Space, Study, catalogue
+from dse.hardware import read_hardware
+from dse.hypervolume import hypervolume
+from dse.model import read_model
+from dse.pareto import first_front
+from dse.problem import Problem
+from dse.space import BoundSpace
+from dse.testing.samples import small_model
+
+REPEATS = 5
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """Return the least CPU time of some repetitions, after one that warms up."""
+    work()
+    times = []
+    for _ in range(REPEATS):
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return min(times)
+
+
+def yardstick() -> float:
+    """Return the CPU seconds of the yardstick."""
+    numbers = np.random.default_rng(0).random(1_000_000)
+
+    def work() -> None:
+        for _ in range(10):
+            np.sort(numbers)
+            np.multiply(numbers, numbers)
+
+    return cpu_s(work)
+
+
+def llava_space() -> BoundSpace:
+    """LLaVA-1.5-7B on the accelerator template: a width for each of its 374 weights, and the accelerator's knobs."""
+    scenario = Scenario(images=1, image_px=(336, 336), prompt_tokens=64, output_tokens=64)
+    problem = Problem({"target": read_model("llava-1.5-7b")}, scenario, read_hardware("npu-template"))
+    return Space(
+        weight_bits=Choice(3, 4, 6, 8, per="module"),
+        act_bits=Choice(8, 16, per="module"),
+        kv_bits=Choice(4, 8, 16, per="block"),
+        head_keep=Float(0.5, 1.0, per="block"),
+        ffn_keep=Float(0.5, 1.0, per="block"),
+        visual_token_keep=Choice(0.25, 0.5, 1.0),
+        pe_rows=Choice(16, 32, 64, 128),
+        pe_cols=Choice(16, 32, 64, 128),
+        dataflow=Choice("ws", "os", "is"),
+        sram_bytes=Choice("1 MiB", "4 MiB", "16 MiB"),
+        tile_m=Choice(32, 64, 128),
+        tile_n=Choice(64, 128, 256),
+        tile_k=Choice(64, 128, 256),
+    ).bind(problem)
+
+
+def rates() -> dict[str, tuple[float, str]]:
+    """Return every rate with its unit."""
+    found: dict[str, tuple[float, str]] = {}
+    space = llava_space()
+    analytical = catalogue.cost_model("analytical").prepare(space.schema.problem)
+    prior = catalogue.cost_model("prior").prepare(space.schema.problem)
+    rng = np.random.default_rng(0)
+    for n in (64, 256, 1024, 4096):
+        codes = space.sample(n, rng)
+        batch = space.decode(codes)
+        both = cpu_s(lambda batch=batch: (analytical.evaluate(batch), prior.evaluate(batch)))
+        found[f"LLaVA-1.5-7B, all metrics, batch {n}"] = (n / both, "designs")
+    codes = space.sample(1024, rng)
+    found["decode codes, 1,024 rows"] = (1024 / cpu_s(lambda: space.decode(codes)), "designs")
+    found["hash designs, 1,024 rows"] = (1024 / cpu_s(lambda: space.decode(codes).hashes), "designs")
+    for m, n in ((2, 1000), (3, 1000), (4, 200)):
+        directions = np.abs(rng.normal(size=(n, m)))
+        points = 1 - directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        seconds = cpu_s(lambda points=points, m=m: hypervolume(points, np.full(m, 1.1)))
+        found[f"hypervolume, {n} points, {m} objectives"] = (1 / seconds, "fronts")
+    cloud = rng.random((100_000, 3))
+    found["first front of 100,000 points, 3 objectives"] = (1 / cpu_s(lambda: first_front(cloud)), "fronts")
+    found["study of a small model, random, to SQLite"] = (study_rate(), "designs")
+    return found
+
+
+def study_rate(n: int = 2048) -> float:
+    """Return designs per CPU second of a whole study: propose, decode, hash, evaluate, commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        space = Space(
+            weight_bits=Choice(3, 4, 6, 8, per="block.module"),
+            pe_rows=Choice(*range(8, 72, 4)),
+            pe_cols=Choice(*range(8, 72, 4)),
+        )
+        study = Study(
+            "bench", model=small_model("text"), scenario=Scenario(prompt_tokens=7, output_tokens=5),
+            hardware="npu-template", space=space, objectives="min latency_s, min energy_j", proposers="random",
+        )  # fmt: skip
+        study.run(64, db=Path(folder) / "warm.db", report=lambda _: None, executor="local")
+        began = time.process_time()
+        study.run(n, db=Path(folder) / "a.db", report=lambda _: None, executor="local")
+        return n / (time.process_time() - began)
+
+
+def main() -> None:
+    """Print all rates beside the yardstick."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    before = yardstick()
+    found = rates()
+    stick = min(before, yardstick())
+    print(f"yardstick: {stick:.3f} CPU s (Python {platform.python_version()}, numpy {np.__version__})\n")
+    print(f"{'':58}{'per CPU second':>16}{'per yardstick':>16}")
+    for name, (rate, unit) in found.items():
+        print(f"{name:58}{rate:>16,.0f}{rate * stick:>16,.0f}  {unit}")
+    if arguments.json:
+        document = {"yardstick_s": stick, "rates_per_s": {name: rate for name, (rate, _) in found.items()}}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
