@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -179,6 +179,9 @@ class Results:
         return pd.DataFrame(columns, index=pd.Index(index, name="number"))
 
 
+PRINTED_ROWS: Final = 24
+
+
 @dataclass(frozen=True)
 class Front:
     """The Pareto front of a study.
@@ -206,20 +209,33 @@ class Front:
         """Names of the metrics worth showing: objectives first, then what is constrained."""
         return self.results.goal.metrics
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return header and rows as text; a metric that rests on a prior says so, with its interval."""
+    def table(self, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
+        """Return header and rows as text; a metric that rests on a prior says so, with its interval.
+
+        Args:
+            limit: at most so many rows, at equal steps along the first objective, both ends among them.
+        """
         metrics, names = self.results.metrics, self.columns()
         header = ["design", *(f"{n} ({b})" if (b := metrics.basis.get(n)) == "prior" else n for n in names)]
-        rows = [[str(n), *(show(metrics, name, int(n)) for name in names)] for n in self.numbers]
+        chosen = self.numbers
+        if limit is not None and len(chosen) > limit:
+            chosen = chosen[np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
+        rows = [[str(n), *(show(metrics, name, int(n)) for name in names)] for n in chosen]
         return header, rows
 
     def __str__(self) -> str:
+        more = len(self) - PRINTED_ROWS
+        ending = f"\n{more} more: dse front {self.results.row.name}" if more > 0 else ""
+        return f"{self.text(PRINTED_ROWS)}{ending}"
+
+    def text(self, limit: int | None = None) -> str:
+        """Return the front as a table for people, with what it is the front of; ``limit`` as in :meth:`table`."""
         results = self.results
         goal = ", ".join(map(str, results.goal.objectives))
         where = f"study {results.row.name!r} ({goal})"
         if not len(self):
             return f"{where}: no feasible design among {len(results)}{self._nearest()}"
-        return f"{len(self)} designs on the front of {where}\n{text.table(*self.table())}"
+        return f"{len(self)} designs on the front of {where}\n{text.table(*self.table(limit))}"
 
     def _nearest(self) -> str:
         results = self.results
@@ -263,8 +279,8 @@ def show(metrics: MetricBatch, name: str, row: int) -> str:
     value = units.format_quantity(float(metrics.values[name][row]), name)
     if name not in metrics.intervals:
         return value
-    low, high = (units.format_quantity(float(end[row]), name, 2) for end in metrics.intervals[name])
-    return f"{value} [{low} .. {high}]"
+    low, high = (float(end[row]) for end in metrics.intervals[name])
+    return f"{value} [{units.format_interval(low, high, name)}]"
 
 
 def _number(value: Any) -> float | None:

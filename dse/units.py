@@ -179,7 +179,23 @@ def format_quantity(value: float, name: str, digits: int = 4) -> str:
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     prefix, factor = _prefix(abs(value), unit, digits)
-    return f"{value / factor:.{digits}g} {prefix}{unit}".rstrip()
+    return f"{_figure(value / factor, digits)} {prefix}{unit}".rstrip()
+
+
+def format_interval(low: float, high: float, name: str, digits: int = 2) -> str:
+    """Return the interval from ``low`` to ``high`` of the field ``name`` for people, in one unit ("4.1 .. 26 J")."""
+    unit = unit_of(name)
+    finite = [abs(end) for end in (low, high) if math.isfinite(end)]
+    if not finite:
+        return f"{format_quantity(low, name)} .. {format_quantity(high, name)}"
+    prefix, factor = _prefix(max(finite), unit, digits)
+    return f"{_figure(low / factor, digits)} .. {_figure(high / factor, digits)} {prefix}{unit}".rstrip()
+
+
+def _figure(number: float, digits: int) -> str:
+    """Return a number to ``digits`` significant digits, in full up to a million."""
+    shown = f"{number:.{digits}g}"
+    return f"{number:.0f}" if "e+" in shown and abs(number) < 1e6 else shown
 
 
 def _prefix(magnitude: float, unit: str, digits: int) -> tuple[str, float]:

@@ -94,7 +94,7 @@ def front(study: str, db: str | None, as_json: bool) -> None:
         goal = results.row.spec["goal"]
         emit({"study": study, **goal, "designs": len(results), "front": found.records()})
     else:
-        click.echo(str(found))
+        click.echo(found.text())
 
 
 @click.command()

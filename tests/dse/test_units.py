@@ -78,6 +78,7 @@ def test_unit_of_reads_the_longest_suffix():
         (float("nan"), "latency_s", "n/a"),
         (float("inf"), "latency_s", "inf"),
         (-0.002, "latency_s", "-2 ms"),
+        (12_345.0, "area_mm2", "12345 mm2"),
     ],
 )
 def test_format_quantity(value, name, text):
@@ -91,3 +92,18 @@ def test_format_quantity(value, name, text):
 def test_what_is_shown_can_be_typed(value, name):
     shown = units.format_quantity(value, name, digits=17)
     assert math.isclose(units.parse(shown, name), value, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "name", "shown"),
+    [
+        (4.13, 26.2, "energy_j", "4.1 .. 26 J"),
+        (0.0041, 26.2, "energy_j", "0.0041 .. 26 J"),
+        (17.0, 104.0, "area_mm2", "17 .. 104 mm2"),
+        (0.0009, 12.0, "quality_loss", "0.0009 .. 12 nats/token"),
+        (0.0, float("inf"), "latency_s", "0 .. inf s"),
+        (0.0, 0.0, "latency_s", "0 .. 0 s"),
+    ],
+)
+def test_an_interval_is_in_one_unit(low, high, name, shown):
+    assert units.format_interval(low, high, name) == shown
