@@ -9,14 +9,10 @@ import click
 from dse.cli.output import db_option, emit, json_option
 
 
-@click.command()
+@click.command(epilog="Example: dse models")
 @json_option
 def models(as_json: bool) -> None:
-    r"""List the catalogue's models.
-
-    \b
-    Example: dse models
-    """
+    """List the catalogue's models."""
     from dse.model import model_names, read_model
     from dse.text import table
 
@@ -49,17 +45,13 @@ def _model_summary(model: Any) -> dict[str, Any]:
     }
 
 
-@click.command()
+@click.command(epilog="Example: dse model qwen2.5-vl-3b --image-px 1920x1080")
 @click.argument("source", metavar="NAME_OR_FILE")
 @click.option("--layers", is_flag=True, help="Print the layer table.")
 @click.option("--image-px", metavar="WxH", help="Also give the visual tokens of an image of this size.")
 @json_option
 def model(source: str, layers: bool, image_px: str | None, as_json: bool) -> None:
-    r"""Read a model, from the catalogue or from a Hugging Face config.json, and count it.
-
-    \b
-    Example: dse model qwen2.5-vl-3b --image-px 1920x1080
-    """
+    """Read a model, from the catalogue or from a Hugging Face config.json, and count it."""
     from dse.errors import UserError
     from dse.model import read_model
 
@@ -137,15 +129,11 @@ def _layers(read: Any) -> list[dict[str, Any]]:
     return rows
 
 
-@click.command()
+@click.command(epilog="Example: dse hardware h100-sxm-80gb")
 @click.argument("name", required=False)
 @json_option
 def hardware(name: str | None, as_json: bool) -> None:
-    r"""List the catalogue's hardware, or show one entry with its sources.
-
-    \b
-    Example: dse hardware h100-sxm-80gb
-    """
+    """List the catalogue's hardware, or show one entry with its sources."""
     from dse.hardware import Device, hardware_names, read_hardware
     from dse.text import table
 
@@ -219,14 +207,10 @@ def _source(device: Any, field: str) -> str:
     return str(device.sources.get(field, device.sources.get("*", "")))
 
 
-@click.command()
+@click.command(epilog="Example: dse knobs")
 @json_option
 def knobs(as_json: bool) -> None:
-    r"""List every knob with its legal values.
-
-    \b
-    Example: dse knobs
-    """
+    """List every knob with its legal values."""
     from dse.knobs import ALIASES, KNOBS
     from dse.text import table
 
@@ -252,15 +236,11 @@ def _legal(knob: Any) -> str:
     return "a catalogue name" if knob.kind is str else f"{knob.low:g} to {knob.high:g}"
 
 
-@click.command()
+@click.command(epilog="Example: dse doctor")
 @db_option
 @json_option
 def doctor(db: str | None, as_json: bool) -> None:
-    r"""Check the installation: versions, packages, plug-ins, database.
-
-    \b
-    Example: dse doctor
-    """
+    """Check the installation: versions, packages, plug-ins, database."""
     from dse.doctor import examine
     from dse.study import database
 

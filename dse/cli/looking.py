@@ -27,15 +27,11 @@ def _results(study: str, db: str | None) -> Results:
         store.close()
 
 
-@click.command()
+@click.command(epilog="Example: dse studies")
 @db_option
 @json_option
 def studies(db: str | None, as_json: bool) -> None:
-    r"""List the stored studies.
-
-    \b
-    Example: dse studies
-    """
+    """List the stored studies."""
     from dse.store import open_store
     from dse.study import database
     from dse.text import table
@@ -78,16 +74,12 @@ def _ago(then_s: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
-@click.command()
+@click.command(epilog="Example: dse front medical-vqa-edge")
 @click.argument("study")
 @db_option
 @json_option
 def front(study: str, db: str | None, as_json: bool) -> None:
-    r"""Print the Pareto front of STUDY.
-
-    \b
-    Example: dse front medical-vqa-edge
-    """
+    """Print the Pareto front of STUDY."""
     results = _results(study, db)
     found = results.front()
     if as_json:
@@ -97,17 +89,13 @@ def front(study: str, db: str | None, as_json: bool) -> None:
         click.echo(found.text())
 
 
-@click.command()
+@click.command(epilog="Example: dse show medical-vqa-edge 17")
 @click.argument("study")
 @click.argument("number", type=int)
 @db_option
 @json_option
 def show(study: str, number: int, db: str | None, as_json: bool) -> None:
-    r"""Show design NUMBER of STUDY: knobs, metrics, breakdown, origin.
-
-    \b
-    Example: dse show medical-vqa-edge 17
-    """
+    """Show design NUMBER of STUDY: knobs, metrics, breakdown, origin."""
     results = _results(study, db)
     chosen = results.design(number)
     record = results.records([number])[0]
@@ -135,7 +123,9 @@ def _verdict(record: dict[str, Any]) -> str:
     return f"{record['status']}: {record['reason']}" if record["reason"] else record["status"]
 
 
-@click.command()
+@click.command(
+    epilog="Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8"
+)
 @click.option("--model", required=True, help="Catalogue name, or path of a config.json.")
 @click.option("--hardware", required=True, help="Catalogue name, or path of a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="KNOB=VALUE", help="A knob's value; repeatable.")
@@ -158,11 +148,7 @@ def evaluate(
     batch: int,
     as_json: bool,
 ) -> None:
-    r"""Evaluate one design: what if MODEL ran on HARDWARE with these knobs.
-
-    \b
-    Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8
-    """
+    """Evaluate one design: what if MODEL ran on HARDWARE with these knobs."""
     import re
 
     from dse.hardware import read_hardware
@@ -214,8 +200,14 @@ def _settings(settings: tuple[str, ...]) -> dict[str, str]:
 def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
     from dse.text import table
 
-    rows = [[label, f"{knob['value']} {knob['unit']}".strip()] for label, knob in knobs.items()]
+    rows = [[label, _knob(label, knob["value"], knob["unit"])] for label, knob in knobs.items()]
     click.echo("\n" + table(["knob", "value"], rows, left=1))
+
+
+def _knob(label: str, value: Any, unit: str) -> str:
+    from dse.units import format_quantity
+
+    return format_quantity(float(value), label.partition("[")[0], 6) if unit else str(value)
 
 
 def _print_metrics(metrics: Any) -> None:
@@ -272,7 +264,7 @@ def _print_breakdown(parts: list[Breakdown]) -> None:
             click.echo(f"... and {len(order) - 12} smaller parts (--json lists all)")
 
 
-@click.command()
+@click.command(epilog="Example: dse export medical-vqa-edge 17 --to design")
 @click.argument("study")
 @click.argument("number", type=int)
 @click.option("--to", "target", required=True, metavar="FORMAT", help="Exporter; 'design' is our own document.")
@@ -284,11 +276,7 @@ def _print_breakdown(parts: list[Breakdown]) -> None:
 def export(
     study: str, number: int, target: str, out: str, overwrite: bool, force: bool, db: str | None, as_json: bool
 ) -> None:
-    r"""Export design NUMBER of STUDY for another tool.
-
-    \b
-    Example: dse export medical-vqa-edge 17 --to design
-    """
+    """Export design NUMBER of STUDY for another tool."""
     from dse import catalogue
     from dse.export import write_files
 
@@ -307,15 +295,11 @@ def export(
         click.echo(f"not expressible: {sentence}", err=True)
 
 
-@click.command()
+@click.command(epilog="Example: dse dashboard --port 8501")
 @db_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
 def dashboard(db: str | None, port: int) -> None:
-    r"""Open the dashboard over the stored studies, on this machine only.
-
-    \b
-    Example: dse dashboard --port 8501
-    """
+    """Open the dashboard over the stored studies, on this machine only."""
     from dse.launch import launch_dashboard
     from dse.study import database
 

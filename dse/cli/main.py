@@ -30,6 +30,14 @@ _COMMANDS: Final = {
     "doctor": "dse.cli.catalogs",
 }
 
+# The first line tells click to leave the lines as they are.
+_EXAMPLES: Final = """\b
+Examples:
+  dse run studies/medical_vqa_edge.py
+  dse front medical-vqa-edge
+  dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4
+"""
+
 
 class _Commands(click.Group):
     """Commands that are imported when they are asked for."""
@@ -50,16 +58,10 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXAMPLES)
 @click.version_option(package_name="mfm-dse", prog_name="dse")
 def dse() -> None:
-    r"""Explore compression, inference policy and hardware of multimodal foundation models together.
-
-    \b
-    dse run studies/medical_vqa_edge.py    run a study, or continue it
-    dse front medical-vqa-edge             its Pareto front
-    dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4
-    """
+    """Explore compression, inference policy and hardware of multimodal foundation models together."""
 
 
 def main() -> None:

@@ -7,9 +7,11 @@ import click
 from dse.cli.output import db_option, emit, json_option
 
 
-@click.command()
+@click.command(epilog="Example: dse run studies/medical_vqa_edge.py --trials 500")
 @click.argument("file", type=click.Path())
-@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Designs to evaluate.  [default: 1000]")
+@click.option(
+    "--trials", type=click.IntRange(min=1), metavar="N", help="Designs to evaluate.  [default: the study's own number]"
+)
 @click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Another seed than the study's; use with --fork.")
 @db_option
 @click.option("--executor", type=click.Choice(["auto", "local", "ray"]), default="auto", show_default=True)
@@ -28,12 +30,9 @@ def run(
     fork: str | None,
     as_json: bool,
 ) -> None:
-    r"""Run the study in FILE, or continue it where it stopped.
+    """Run the study in FILE, or continue it where it stopped.
 
     FILE is Python and has a study at module level. What is finished is stored at once; Ctrl-C saves and exits with 130.
-
-    \b
-    Example: dse run studies/medical_vqa_edge.py --trials 500
     """
     from dse.studyfile import load_study
 
@@ -64,40 +63,28 @@ def _request(name: str, db: str | None, request: str, as_json: bool) -> None:
         click.echo(f"asked study {name!r} to {request}; it obeys after its current batch")
 
 
-@click.command()
+@click.command(epilog="Example: dse pause medical-vqa-edge")
 @click.argument("study")
 @db_option
 @json_option
 def pause(study: str, db: str | None, as_json: bool) -> None:
-    r"""Ask a running STUDY to wait.
-
-    \b
-    Example: dse pause medical-vqa-edge
-    """
+    """Ask a running STUDY to wait."""
     _request(study, db, "pause", as_json)
 
 
-@click.command()
+@click.command(epilog="Example: dse resume medical-vqa-edge")
 @click.argument("study")
 @db_option
 @json_option
 def resume(study: str, db: str | None, as_json: bool) -> None:
-    r"""Let a paused STUDY go on.
-
-    \b
-    Example: dse resume medical-vqa-edge
-    """
+    """Let a paused STUDY go on."""
     _request(study, db, "resume", as_json)
 
 
-@click.command()
+@click.command(epilog="Example: dse stop medical-vqa-edge")
 @click.argument("study")
 @db_option
 @json_option
 def stop(study: str, db: str | None, as_json: bool) -> None:
-    r"""Ask a running STUDY to save and end.
-
-    \b
-    Example: dse stop medical-vqa-edge
-    """
+    """Ask a running STUDY to save and end."""
     _request(study, db, "stop", as_json)

@@ -66,6 +66,7 @@ def test_every_command_has_help_with_an_example(capsys):
         code, out, _ = call(capsys, name, "--help")
         assert code == 0
         assert f"Example: dse {name}" in out, f"{name} shows no example"
+        assert "\\" not in out, f"{name} shows markup of its help text"
         command = dse.get_command(click.Context(dse), name)
         assert command is not None
         for parameter in command.params:
@@ -77,6 +78,7 @@ def test_the_top_lists_every_command(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
     assert all(name in out for name in _COMMANDS)
+    assert "\n    dse run studies/medical_vqa_edge.py\n" in out
     assert call(capsys, "--version")[1].startswith("dse, version")
 
 

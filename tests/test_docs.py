@@ -1,0 +1,69 @@
+"""Documents that run: the code that README and docs show does what they say, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dse
+from dse import Study, catalogue
+from dse.canonical import content_hash
+from dse.cli.main import _COMMANDS
+from dse.metrics import MetricBatch
+from dse.testing.conformance import check_cost_model
+from dse.testing.samples import small_problem, small_space
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def blocks(name, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_study_in_the_readme_runs(tmp_path):
+    (code,) = blocks("README.md")
+    found = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), found)
+    study = found["study"]
+    assert isinstance(study, Study)
+    results = study.run(64, db=tmp_path / "a.db", executor="local", report=lambda _: None)
+    assert len(results) == 64
+
+
+def test_the_cost_model_in_the_docs_passes_the_kit():
+    (code,) = blocks("docs/extending.md")
+    found = {"content_hash": content_hash, "MetricBatch": MetricBatch}
+    exec(compile(code, "docs/extending.md", "exec"), found)
+    check_cost_model(found["Rent"](), small_space(small_problem()))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_files_and_commands_that_are_named_exist(document):
+    text = document.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:dse|costmodels|agents|dashboard|tests|studies|docs)/[\w/.]+)`", text):
+        if "NAME" not in name:
+            assert (ROOT / name).exists(), f"{document.name} names {name}"
+    for command in re.findall(r"(?:^|`|· )dse ([a-z]+)\b", text, re.MULTILINE):
+        assert command in _COMMANDS, f"{document.name} names dse {command}"
+
+
+def test_every_proposer_and_cost_model_is_documented():
+    studies, costs = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("studies.md", "cost-models.md"))
+    for name in catalogue.listing("proposer"):
+        assert f"`{name}" in studies, f"docs/studies.md does not tell of {name}"
+    for name in catalogue.listing("cost model"):
+        assert f"`{name}`" in costs, f"docs/cost-models.md does not tell of {name}"
+
+
+def test_the_changelog_has_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## Unreleased" in text or f"## {dse.__version__}" in text
