@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -37,3 +42,50 @@ def pytest_make_collect_report(collector: pytest.Collector):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """A PostgreSQL server of this run's own, listening on a socket in a folder only; gives name -> URL."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(p) for p in [shutil.which("initdb")] if p]
+    if not found:
+        pytest.skip("no PostgreSQL: apt install postgresql")
+    programs = found[-1].parent
+    # The server refuses to run as root, where it was installed from a package there is a user for it.
+    user = "postgres" if os.geteuid() == 0 else None
+    home = Path("/tmp") / f"dse-pg-{os.getpid()}"  # socket paths are short
+    home.mkdir(mode=0o755)
+    if user:
+        shutil.chown(home, user)
+
+    def run(*command: str | Path) -> None:
+        done = subprocess.run(
+            [str(c) for c in command], user=user, cwd=home, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr or done.stdout
+
+    data = home / "data"
+    try:
+        run(programs / "initdb", "-D", data, "-U", "dse", "--auth=trust", "-E", "UTF8", "--no-sync")
+        options = f"-k {home} -c listen_addresses='' -c fsync=off"
+        run(programs / "pg_ctl", "-D", data, "-w", "-t", "60", "-l", home / "log", "-o", options, "start")
+        try:
+
+            def create(name: str) -> str:
+                run(programs / "createdb", "-h", home, "-U", "dse", name)
+                return f"postgresql://dse@/{name}?host={home}"
+
+            yield create
+        finally:
+            run(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+_database_numbers = itertools.count()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Callable[[str], str]) -> str:
+    """The URL of an empty PostgreSQL database."""
+    return postgres_server(f"test{next(_database_numbers)}")

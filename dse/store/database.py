@@ -1,8 +1,8 @@
 """Opening a database: URL or path, pragmas, and the refusal of anything that is not ours.
 
-SQLite runs in WAL mode with ``synchronous=FULL``: a commit that returned is on disk. Readers open with ``mode=ro`` and
-cannot hold up the writer. A database that has tables but not our ``meta`` row, or a newer schema version, is left
-exactly as it was.
+SQLite runs in WAL mode with ``synchronous=FULL``: a commit that returned is on disk. Readers open with ``mode=ro``, on
+PostgreSQL with read-only transactions, and cannot hold up the writer. A database that has tables but not our ``meta``
+row, or a newer schema version, is left exactly as it was.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ def open_store(url: str | Path = DEFAULT_URL, *, read_only: bool = False) -> Sto
     if parsed.get_backend_name() == "sqlite":
         _check_file(parsed, shown, read_only)
     engine = _engine(parsed, shown, read_only)
-    with translated(shown):
-        _check_ours(engine, shown, read_only)
+    try:
+        with translated(shown):
+            _check_ours(engine, shown, read_only)
+    except BaseException:
+        engine.dispose()
+        raise
     return Store(engine, shown)
 
 
@@ -95,6 +99,8 @@ def _engine(url: URL, shown: str, read_only: bool) -> Engine:
             options["creator"] = lambda: sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, check_same_thread=False)
     else:
         options["pool_pre_ping"] = True
+        if read_only:
+            options["connect_args"] = {"options": "-c default_transaction_read_only=on"}
     try:
         engine = create_engine(url, **options)
     except (ModuleNotFoundError, NoSuchModuleError) as error:

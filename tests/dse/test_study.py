@@ -231,3 +231,15 @@ def test_a_database_from_the_environment(tmp_path, monkeypatch):
 
 def test_differences_in_words():
     assert compare({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}) == ["a.c: 2 -> (absent)", "a.d: (absent) -> 3"]
+
+
+def test_a_study_in_postgresql_has_the_same_rows(tmp_path, postgres_url):
+    """Interrupted and finished there, and read by a read-only reader: the rows are those of SQLite."""
+    make().run(32, db=postgres_url, report=quiet)
+    make().run(16, db=postgres_url, report=quiet)
+    make().run(48, db=tmp_path / "a.db", report=quiet)
+    one, other = make().results(postgres_url), make().results(tmp_path / "a.db")
+    assert one.stored.hashes == other.stored.hashes
+    for name, column in one.metrics.values.items():
+        np.testing.assert_array_equal(column, other.metrics.values[name])
+    np.testing.assert_array_equal(one.front().numbers, other.front().numbers)
