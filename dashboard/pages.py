@@ -48,8 +48,8 @@ def studies_page() -> None:
             "state": [r.state for r in rows],
             "designs": [r.n_designs for r in rows],
             "target": [r.target for r in rows],
-            "objectives": [", ".join(r.spec["goal"]["objectives"]) for r in rows],
-            "constraints": [", ".join(r.spec["goal"]["constraints"]) for r in rows],
+            "objectives": [", ".join(r.objectives) for r in rows],
+            "constraints": [", ".join(r.constraints) for r in rows],
             "last result": pd.to_datetime([r.updated_s for r in rows], unit="s", utc=True),
         }
     )

@@ -17,7 +17,9 @@ Everything else that is raised is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from types import TracebackType
 
 
 class DseError(Exception):
@@ -83,12 +85,35 @@ class Interrupted(DseError):
     exit_code = 130
 
 
+def tell_in_words() -> None:
+    """Let an error of ours that a script does not catch end it with the message and exit code, without a traceback.
+
+    Leaves another hook alone (debuggers, notebooks and test runners have theirs).
+    """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _tell
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, DseError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    place, script = "", getattr(sys.modules.get("__main__"), "__file__", None)
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == script:
+            place = f"{script}:{trace.tb_lineno}: "
+        trace = trace.tb_next
+    print(f"{place}{error}", file=sys.stderr)  # noqa: T201  the interpreter's last word
+    raise SystemExit(error.exit_code)
+
+
 def did_you_mean(name: str, known: Iterable[str], n: int = 3) -> str:
     """Return ``"did you mean 'a' or 'b'?"`` for the known names nearest to ``name``, or ``""``."""
     folded = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), list(folded), n=n, cutoff=0.6)
     # A part of a long name ("orin" for "jetson-agx-orin") is no close match by edit distance, yet is what was meant.
     near += [k for k in folded if k not in near and len(name) >= 3 and name.lower() in k]
+    near += [k for k in folded if k not in near and len(name) >= 4 and k.startswith(name.lower()[:-1])]
     return f"did you mean {' or '.join(repr(folded[k]) for k in near[:n])}?" if near else ""
 
 

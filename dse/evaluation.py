@@ -11,7 +11,10 @@ claims to be OK makes that row failed: a number that is not right is worse than 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -29,6 +32,7 @@ from dse.space import BoundSpace
 
 _MAX_COMBINATIONS: Final = 256
 _MESSAGE_LENGTH: Final = 2000
+_METRIC_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 class Evaluation:
@@ -52,12 +56,23 @@ class Evaluation:
                 raise UserError(f"cost models {both} both give the {group} metrics", "name one per group")
         self._structural = [n for n in space.schema.fields if KNOBS[n].structural]
         self._prepared: dict[tuple[Value, ...], list[Evaluator]] = {}
-        self._reference = self._evaluators(self._combinations()[0])
+        self._evaluators(self._combinations()[0])  # a problem that cannot be costed is told now, not row by row
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
-        """Names of all metrics, over all cost models."""
-        return [name for evaluator in self._reference for name in evaluator.metrics]
+        """Names of all metrics, over all cost models and structural knobs; some designs may lack some of them.
+
+        Raises:
+            UserError: a cost model gives a metric whose name is none.
+        """
+        found: dict[str, None] = {}
+        for combination in self._combinations():
+            with suppress(UserError):  # hardware that cannot be costed: its designs fail, with the reason
+                found |= {name: None for evaluator in self._evaluators(combination) for name in evaluator.metrics}
+        for name in found:
+            if not _METRIC_NAME.fullmatch(name):
+                raise UserError(f"a cost model gives the metric {name!r}", "use lower-case letters, digits and '_'")
+        return list(found)
 
     def fingerprints(self) -> list[str]:
         """Return for each cost model a hash of all that its results depend on besides the designs."""

@@ -209,9 +209,13 @@ def _read_device(document: Mapping[str, Any], where: str) -> Device:
         if precision not in PRECISIONS:
             raise unknown(f"precision in {where}", precision, PRECISIONS)
     price = document.get("price_usd_per_hour")
-    if price is not None and not (isinstance(price, list) and len(price) == 2 and 0 < price[0] <= price[1]):
-        raise HardwareError(f"{where}: price_usd_per_hour={price!r} is not [low, high]")
-    sources = dict(document.get("source", {}))
+    if price is not None:
+        if not isinstance(price, list) or len(price) != 2:
+            raise HardwareError(f"{where}: price_usd_per_hour={price!r} is not [low, high]")
+        low, high = (_positive(end, "price_usd_per_hour", where) for end in price)
+        if low > high:
+            raise HardwareError(f"{where}: price_usd_per_hour={price!r} is not [low, high]")
+    sources = _sources(document, where)
     given = [n for n in _DEVICE_NUMBERS if n in document] + [f"peak_ops_per_s.{p}" for p in peaks]
     _check_sources(given + ["price_usd_per_hour"] * (price is not None), sources, where)
     return Device(
@@ -243,7 +247,7 @@ def _read_accelerator(document: Mapping[str, Any], where: str) -> Accelerator:
     missing = [c for c in CONSTANTS if c not in constants]
     if missing:
         raise HardwareError(f"{where}: [constants] lacks {', '.join(missing)}")
-    _check_sources(["memory_bytes", "reference"], dict(document.get("source", {})), where)
+    _check_sources(["memory_bytes", "reference"], _sources(document, where), where)
     return Accelerator(
         name=_text(document, "name", where),
         title=_text(document, "title", where),
@@ -274,10 +278,19 @@ def _constant(table: Mapping[str, Any], where: str) -> Constant:
     )
 
 
-def _check_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
+def _check_keys(table: Any, known: set[str], where: str) -> None:
+    if not isinstance(table, Mapping):
+        raise HardwareError(f"{where}: {table!r} is no table", "write its fields under a heading of their own")
     for key in table:
         if key not in known:
             raise unknown(f"field in {where}", key, sorted(known))
+
+
+def _sources(document: Mapping[str, Any], where: str) -> dict[str, str]:
+    sources = document.get("source", {})
+    if not isinstance(sources, Mapping):
+        raise HardwareError(f"{where}: source={sources!r} is no table", "write [source] and a line for each field")
+    return dict(sources)
 
 
 def _check_sources(given: list[str], sources: Mapping[str, str], where: str) -> None:

@@ -241,12 +241,10 @@ class Loop:
 
     def _tell(self, batch: Batch, groups: Sequence[MetricBatch]) -> None:
         joined = MetricBatch.join(groups)
-        violation = hard_violation(groups)
-        objectives = np.full((len(batch.codes), self.goal.n_objectives), np.nan)
-        if all(name in joined.values for name in self.goal.metrics):
-            objectives = self.goal.to_minimise(joined.values)
-            violation = violation + np.nan_to_num(self.goal.violation(joined.values), nan=0.0)
-        self.record.append(batch.codes, objectives, violation, batch.marks, batch.proposer)
+        excess = hard_violation(groups)
+        violation = self.goal.violation(joined.values, excess)
+        objectives = self.goal.to_minimise(joined.values, len(batch.codes))
+        self.record.append(batch.codes, objectives, violation, np.isinf(excess), batch.marks, batch.proposer)
         if self.reference is None and len(self.record.archive):
             self.reference = reference_point(self.record.objectives()[self.record.violation() == 0])
 

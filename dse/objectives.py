@@ -3,11 +3,13 @@
     objectives   = "min latency_s, max accuracy_ratio"
     constraints  = "area_mm2 <= 40, memory_bytes <= 4 GiB, latency_s < 0.2 s"
 
-A number without a unit is in the unit that the metric's name carries. Inside, all objectives are minimised.
+A number without a unit is in the unit that the metric's name carries; bytes and hertz need their unit, because "4" of
+them is never meant. Inside, all objectives are minimised.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from dse.metrics import metric
 
 _OBJECTIVE = re.compile(r"\s*(\S+)\s+(\S+)\s*")
 _CONSTRAINT = re.compile(r"\s*([^\s<>=!]+)\s*(<=|>=|<|>|==|=|!=)\s*(.+?)\s*")
+# A bare number is in the unit of the metric's name; of these nobody means the bare unit.
+_PREFIXED = ("_bytes", "_bytes_per_s", "_hz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,10 @@ class Goal:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"objectives: {name!r} appears twice")
+        for most in self.constraints:
+            for least in self.constraints:
+                if most.name == least.name and most.sign > least.sign and most.bound < least.bound:
+                    raise UserError(f"constraints: no design keeps both {most} and {least}")
 
     @classmethod
     def parse(
@@ -102,33 +110,55 @@ class Goal:
         """Names of all metrics it needs."""
         return list(dict.fromkeys([o.name for o in self.objectives] + [c.name for c in self.constraints]))
 
-    def to_minimise(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the objectives as columns to be minimised, shape (n, m), C order."""
-        return np.stack([o.sign * values[o.name] for o in self.objectives], axis=1)
+    def to_minimise(self, values: Mapping[str, np.ndarray], n: int) -> np.ndarray:
+        """Return the objectives as columns to be minimised, NaN where unknown, shape (n, m), C order."""
+        unknown = np.full(n, np.nan)
+        return np.stack([o.sign * values.get(o.name, unknown) for o in self.objectives], axis=1)
 
-    def violation(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the summed relative excess over all constraints, 0 where all hold, shape (n,)."""
-        n = len(values[self.objectives[0].name])
-        total = np.zeros(n)
+    def violation(self, values: Mapping[str, np.ndarray], excess_ratio: np.ndarray) -> np.ndarray:
+        """Return how far designs are from being feasible, shape (n,).
+
+        Constraints add their relative excess to that over hard limits. A design that runs, but of which a metric that
+        the goal names is not known, is infinitely far: what is not known keeps no bound and has no place on a front.
+
+        Args:
+            values: metric columns; a metric that is missing is known of no design.
+            excess_ratio: summed excess over hard limits, inf where a cost model failed, shape (n,).
+        """
+        n = len(excess_ratio)
+        unknown = np.full(n, np.nan)
+        total = excess_ratio.copy()
         for constraint in self.constraints:
-            total = total + constraint.excess_ratio(values[constraint.name])
-        return total
+            excess = constraint.excess_ratio(values.get(constraint.name, unknown))
+            total = total + np.where(np.isnan(excess) & (excess_ratio > 0), 0.0, excess)
+        missing = np.isnan([values.get(o.name, unknown) for o in self.objectives]).any(axis=0)
+        return np.where(np.isnan(total) | (missing & (excess_ratio == 0)), np.inf, total)
 
     def broken(self, values: Mapping[str, float]) -> list[str]:
-        """Return each constraint that one design breaks, with its value."""
-        out = []
+        """Return each constraint that one design breaks, with its value, and each metric that is not known of it."""
+        unknown = [n for n in self.metrics if math.isnan(values.get(n, math.nan))]
+        out = [f"{name} is not known of this design" for name in unknown]
         for c in self.constraints:
-            value = values[c.name]
-            if c.excess_ratio(np.array([value]))[0] > 0:
-                out.append(f"{c} is broken: {units.format_quantity(value, c.name)}")
+            if c.name not in unknown and c.excess_ratio(np.array([values[c.name]]))[0] > 0:
+                out.append(f"{c} is broken: {units.format_quantity(values[c.name], c.name)}")
         return out
 
     def to_json(self) -> dict[str, list[str]]:
-        """Return the texts that :meth:`parse` reads, bounds at full precision."""
+        """Return texts as :meth:`parse` reads them, bounds at full precision in the unit of the name."""
         return {
             "objectives": [str(o) for o in self.objectives],
             "constraints": [f"{c.name} {'<=' if c.sign > 0 else '>='} {c.bound!r}" for c in self.constraints],
         }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Sequence[str]]) -> Goal:
+        """Return the goal that :meth:`to_json` described; metrics of plug-ins that are not installed here included."""
+        objectives = [text.split() for text in document["objectives"]]
+        constraints = [text.split() for text in document["constraints"]]
+        return cls(
+            tuple(Objective(name, 1 if word == "min" else -1) for word, name in objectives),
+            tuple(Constraint(name, 1 if sign == "<=" else -1, float(bound)) for name, sign, bound in constraints),
+        )
 
 
 def _items(text: str | Sequence[str]) -> list[str]:
@@ -146,9 +176,16 @@ def _objective(text: str, known: Sequence[str] | None) -> Objective:
 
 def _constraint(text: str, known: Sequence[str] | None) -> Constraint:
     match = _CONSTRAINT.fullmatch(text)
-    if match is None:
+    if match is None or match[3][0] in "<>=!":
         raise UserError(f"constraint {text.strip()!r} is not 'METRIC <= BOUND'", "e.g. 'memory_bytes <= 4 GiB'")
     if match[2] in ("==", "=", "!="):
         raise UserError(f"constraint {text.strip()!r}: a measured quantity is never exactly equal", "use <= or >=")
     name = metric(match[1], known).name
-    return Constraint(name, 1 if match[2][0] == "<" else -1, units.parse(match[3], name))
+    bound = units.parse(match[3], name)
+    if match[3][-1].isdigit() and name.endswith(_PREFIXED):
+        unit = units.unit_of(name)
+        raise UserError(
+            f"constraint {text.strip()!r} has no unit, and {name} spans many of them",
+            f"write '{match[3]} Gi{unit}' or '{match[3]} {unit}'" if unit == "B" else f"write '{match[3]} G{unit}'",
+        )
+    return Constraint(name, 1 if match[2][0] == "<" else -1, bound)

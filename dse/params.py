@@ -14,9 +14,11 @@ snapped to the nearest level and reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
+
+import numpy as np
 
 from dse.errors import SpaceError
 
@@ -24,7 +26,7 @@ GRID_LEVELS: Final = 1024
 MAX_LEVELS: Final = 65_536  # codes are stored as unsigned 16-bit integers
 
 Value = bool | int | float | str
-Condition = Mapping[str, Value | tuple[Value, ...]]
+Condition = Mapping[str, Value | Sequence[Value]]
 
 
 class Domain:
@@ -38,9 +40,9 @@ class Domain:
 
     def __init__(self, *, per: str = "", when: Condition | None = None) -> None:
         self.per = per
-        self.when: dict[str, tuple[Value, ...]] = {
-            name: values if isinstance(values, tuple) else (values,) for name, values in (when or {}).items()
-        }
+        self.when: dict[str, tuple[Value, ...]] = {}
+        for name, values in (when or {}).items():
+            self.when[name] = (values,) if isinstance(values, bool | int | float | str) else tuple(values)
 
     def levels(self) -> tuple[Value, ...]:
         """Return the levels as written, in order."""
@@ -85,6 +87,7 @@ class Choice(Domain):
             )
         if not values:
             raise SpaceError("Choice() has no value to choose from", "give at least one value")
+        values = tuple(v.item() if isinstance(v, np.generic) else v for v in values)
         for value in values:
             if not isinstance(value, bool | int | float | str):
                 raise SpaceError(f"Choice value {value!r} is a {type(value).__name__}", "use numbers, text or booleans")

@@ -55,7 +55,12 @@ class Problem:
     def __post_init__(self) -> None:
         if TARGET not in self.models:
             raise UserError(f"a problem needs a model in the role {TARGET!r}, not only {sorted(self.models)}")
+        # One order, whatever the order they were written in: the columns of designs follow it.
+        roles = sorted(self.models, key=lambda role: (role != TARGET, role))
+        object.__setattr__(self, "models", {role: self.models[role] for role in roles})
         target, scenario = self.models[TARGET], self.scenario
+        if not (scenario.prompt_tokens or scenario.images or scenario.audio_s):
+            raise UserError("the request is empty: no prompt, no image, no sound", "use prompt_tokens >= 1")
         if scenario.images and target.image_rule is None:
             raise UserError(f"{target.name} takes no images, but the scenario has {scenario.images}", "use images=0")
         if scenario.audio_s and target.audio_rule is None:

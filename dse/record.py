@@ -40,14 +40,21 @@ class Record:
         self._names: dict[str, int] = {}
 
     def append(
-        self, codes: np.ndarray, objectives: np.ndarray, violation: np.ndarray, marks: np.ndarray, proposer: str
+        self,
+        codes: np.ndarray,
+        objectives: np.ndarray,
+        violation: np.ndarray,
+        failed: np.ndarray,
+        marks: np.ndarray,
+        proposer: str,
     ) -> None:
         """Add the next designs, all by one proposer.
 
         Args:
             codes: shape (n, p).
             objectives: to be minimised, NaN where there are none, shape (n, m).
-            violation: 0 where feasible, inf where failed, shape (n,).
+            violation: 0 where feasible, inf where failed or unknown, shape (n,).
+            failed: where a cost model broke, shape (n,).
             marks: the proposer's marks, shape (n,).
             proposer: its name.
         """
@@ -59,7 +66,6 @@ class Record:
         self._marks[first:last] = marks
         self._proposers[first:last] = self._names.setdefault(proposer, len(self._names))
         self.n = last
-        failed = np.isinf(violation)
         self.n_failed += int(failed.sum())
         self.n_infeasible += int(((violation > 0) & ~failed).sum())
         self.archive.add(np.arange(first, last), objectives, violation)

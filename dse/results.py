@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from dse import text, units
-from dse.errors import UserError, unknown
+from dse.errors import StoreRefused, UserError, unknown
 from dse.evaluation import Evaluation
 from dse.metrics import METRICS, MetricBatch, Status
 from dse.objectives import Goal
@@ -52,12 +52,20 @@ class Results:
 
         Raises:
             NameUnknown: there is no such study.
+            StoreRefused: its definition or its rows cannot be read, or do not belong together.
         """
         row = store.study(name)
-        problem = Problem.from_json(row.spec["problem"])
-        space = Space.from_json(row.spec["space"]).bind(problem)
-        goal = Goal.parse(**row.spec["goal"])
-        stored = store.load(row.id, code_dtype(space), space.n_parameters)
+        try:
+            problem = Problem.from_json(row.spec["problem"])
+            space = Space.from_json(row.spec["space"]).bind(problem)
+            goal = Goal.from_json(row.spec["goal"])
+            stored = store.load(row.id, code_dtype(space), space.n_parameters)
+        except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+            raise StoreRefused(
+                f"study {name!r} in {store.shown} is damaged: {type(error).__name__}: {error}",
+                "restore it from a copy; nothing was changed",
+            ) from error
+        check_codes(name, space, stored)
         return cls(row, space, goal, stored, store.evaluators(row.id))
 
     def __len__(self) -> int:
@@ -73,19 +81,15 @@ class Results:
     @cached_property
     def violation(self) -> np.ndarray:
         """Summed relative excess over limits and constraints; 0 where feasible, inf where failed or not evaluated."""
-        violation = self.metrics.excess_ratio.copy()
-        if all(name in self.metrics.values for name in self.goal.metrics):
-            violation += np.nan_to_num(self.goal.violation(self.metrics.values), nan=0.0)
-        violation[list(self.metrics.errors)] = np.inf
-        violation[~self.stored.evaluated] = np.inf
-        return violation
+        excess = self.metrics.excess_ratio.copy()
+        excess[list(self.metrics.errors)] = np.inf
+        excess[~self.stored.evaluated] = np.inf
+        return self.goal.violation(self.metrics.values, excess)
 
     @cached_property
     def objectives(self) -> np.ndarray:
         """Objectives to be minimised, NaN where there are none, shape (n, m)."""
-        if not all(name in self.metrics.values for name in self.goal.metrics):
-            return np.full((len(self), self.goal.n_objectives), np.nan)
-        return self.goal.to_minimise(self.metrics.values)
+        return self.goal.to_minimise(self.metrics.values, len(self))
 
     def front(self) -> Front:
         """Return the feasible designs that no other one dominates, ordered by the first objective."""
@@ -93,6 +97,10 @@ class Results:
         numbers = constrained_front(self.objectives, self.violation) if feasible.any() else np.empty(0, np.intp)
         order = np.argsort(self.objectives[numbers, 0], kind="stable") if len(numbers) else np.empty(0, np.intp)
         return Front(self, numbers[order])
+
+    def nearest(self) -> int:
+        """Return the number of the design that is nearest to being feasible; 0 where none could be evaluated."""
+        return int(self.violation.argmin()) if len(self) else 0
 
     def design(self, number: int) -> Chosen:
         """Return a design with its evidence.
@@ -162,7 +170,8 @@ class Results:
         reason = self.metrics.reason(number)
         if reason or not self.stored.evaluated[number]:
             return reason
-        return "; ".join(self.goal.broken({n: float(self.metrics.values[n][number]) for n in self.goal.metrics}))
+        known = {n: float(self.metrics.values[n][number]) for n in self.goal.metrics if n in self.metrics.values}
+        return "; ".join(self.goal.broken(known))
 
     def frame(self, numbers: Sequence[int] | np.ndarray | None = None) -> pd.DataFrame:
         """Return designs as a data frame, one column per metric and parameter, indexed by design number."""
@@ -180,6 +189,7 @@ class Results:
 
 
 PRINTED_ROWS: Final = 24
+CHECKED_ROWS: Final = 32
 
 
 @dataclass(frozen=True)
@@ -238,16 +248,31 @@ class Front:
         return f"{len(self)} designs on the front of {where}\n{text.table(*self.table(limit))}"
 
     def _nearest(self) -> str:
-        results = self.results
-        known = np.flatnonzero(np.isfinite(results.violation))
-        if not len(known):
+        if not len(self.results):
             return ""
-        number = int(known[results.violation[known].argmin()])
-        return f"; the nearest is design {number}: {results.reason(number)}"
+        number = self.results.nearest()
+        return f"; the nearest is design {number}: {self.results.reason(number)}"
 
     def _repr_html_(self) -> str:
         frame = self.frame()
         return str(frame[[c for c in self.columns() if c in frame]].to_html(escape=True))
+
+
+def check_codes(name: str, space: BoundSpace, stored: StoredStudy) -> None:
+    """Check that stored codes stand for the designs whose hashes are stored beside them, on a sample.
+
+    Raises:
+        StoreRefused: they do not: rows are damaged, or this version reads the space in another way.
+    """
+    n = len(stored.codes)
+    rows = np.unique(np.linspace(0, n - 1, min(n, CHECKED_ROWS)).round().astype(int)) if n else np.empty(0, int)
+    hashes = space.decode(stored.codes[rows]).hashes if n else []
+    for row, found in zip(rows.tolist(), hashes, strict=True):
+        if found != stored.hashes[row]:
+            raise StoreRefused(
+                f"design {row} of study {name!r} is not what was stored: its codes stand for another design",
+                "the row is damaged, or was written by another version of mfm-dse; use that one, or a copy",
+            )
 
 
 def code_dtype(space: BoundSpace) -> np.dtype:

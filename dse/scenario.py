@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeGuard
 
 from dse.errors import UserError, unknown
 
@@ -35,22 +36,21 @@ class Scenario:
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens", "images", "batch"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
+            value, least = getattr(self, name), 0 if name in ("images", "prompt_tokens") else 1
+            if not _is_whole(value):
                 raise UserError(f"scenario: {name}={value!r} is not a whole number")
-            if value < (0 if name in ("images", "prompt_tokens") else 1):
-                raise UserError(f"scenario: {name}={value} is too small", f"use {name} >= {int(name != 'images')}")
-        if isinstance(self.image_px, int):
-            object.__setattr__(self, "image_px", (self.image_px, self.image_px))
-        object.__setattr__(self, "image_px", tuple(self.image_px))
-        if len(self.image_px) != 2 or any(
-            isinstance(p, bool) or not isinstance(p, int) or p < 0 for p in self.image_px
-        ):
+            if value < least:
+                raise UserError(f"scenario: {name}={value} is too small", f"use {name} >= {least}")
+            object.__setattr__(self, name, int(value))
+        sides = (self.image_px, self.image_px) if _is_whole(self.image_px) else self.image_px
+        if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(_is_whole(p) and p >= 0 for p in sides):
             raise UserError(f"scenario: image_px={self.image_px!r} is not (width, height) in pixels")
+        object.__setattr__(self, "image_px", (int(sides[0]), int(sides[1])))
         if self.images and min(self.image_px) < 1:
             raise UserError(f"scenario: {self.images} images of size {self.image_px}", "give image_px=(width, height)")
-        if not math.isfinite(self.audio_s) or self.audio_s < 0:
-            raise UserError(f"scenario: audio_s={self.audio_s} is not a length in seconds")
+        if isinstance(self.audio_s, bool) or not isinstance(self.audio_s, Real) or not 0 <= self.audio_s < math.inf:
+            raise UserError(f"scenario: audio_s={self.audio_s!r} is not a length in seconds")
+        object.__setattr__(self, "audio_s", float(self.audio_s))
 
     def to_json(self) -> dict[str, Any]:
         """Return the scenario as JSON types."""
@@ -71,3 +71,8 @@ class Scenario:
         if isinstance(values.get("image_px"), list):
             values["image_px"] = tuple(values["image_px"])
         return cls(**values)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, numpy's included; not True or False."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -2,7 +2,8 @@
 
 :class:`Space` is the declaration, written before a model is known. :meth:`Space.bind` lays it over a problem and gives
 a :class:`BoundSpace`: an ordered list of *parameters*, each with a finite list of levels. There a design is a row of
-integer codes, one per parameter, and codes become designs (and back) by table look-up on whole batches.
+integer codes, one per parameter, and codes become designs (and back) by table look-up on whole batches. Parameters
+stand in the order of the problem's fields, so a space that is written in another order has the same codes.
 
 Two codes may mean one design: inactive conditional parameters have no effect, and several fractions can keep the same
 whole blocks. :meth:`BoundSpace.repair` puts inactive parameters at code 0; the content hash of the decoded design
@@ -134,8 +135,8 @@ class BoundSpace:
         self._declarations: list[_Declaration] = []
         parameters: list[Parameter] = []
         owners = self._owners()
-        for path, domain in space.declarations.items():
-            first = len(parameters)
+        for path in sorted(space.declarations, key=self._place_of):
+            domain, first = space.declarations[path], len(parameters)
             parameters += self._parameters_of(path, domain, owners)
             self._declarations.append(_Declaration(path, domain, first, len(parameters)))
         self.parameters = tuple(parameters)
@@ -299,6 +300,12 @@ class BoundSpace:
         ]
 
     # ------------------------------------------------------------------ construction
+
+    def _place_of(self, path: str) -> tuple[int, int, str]:
+        """Return where a declaration stands: by field and entry, so that the order it was written in means nothing."""
+        fields, chosen, _ = self.schema.select(path)
+        first = int(chosen[0][0]) if len(chosen[0]) else 0
+        return list(self.schema.fields).index(fields[0].name), first, path
 
     def _owners(self) -> dict[str, np.ndarray]:
         """Return for each field the number of the declaration that holds each entry: the closest one."""

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from types import FrameType
@@ -25,8 +25,7 @@ from typing import Any, Final
 import numpy as np
 
 from dse import catalogue
-from dse.canonical import content_hash
-from dse.errors import Interrupted, StudyChanged, UserError
+from dse.errors import DseError, Interrupted, StudyChanged, UserError, tell_in_words
 from dse.evaluation import Evaluation
 from dse.execute import make_executor
 from dse.hardware import Accelerator, Device, read_hardware
@@ -36,16 +35,19 @@ from dse.model import Model, read_model
 from dse.objectives import Goal
 from dse.problem import TARGET, Problem, WeightFormat
 from dse.protocols import CostModel, Proposer
-from dse.results import Front, Results, code_dtype, compare
+from dse.results import Front, Results, check_codes, code_dtype, compare
 from dse.scenario import Scenario
 from dse.space import Space
-from dse.store import DEFAULT_URL, EvaluatorRow, Store, StudyRow, open_store
+from dse.store import DEFAULT_URL, HEARTBEAT_S, EvaluatorRow, Store, StudyRow, open_store
 
 SPEC_FORMAT: Final = 1
 DEFAULT_COST_MODELS: Final = ("analytical", "prior")
 DB_VARIABLE: Final = "DSE_DB"
 
 Reporter = Callable[[Progress], None]
+
+# A script that is run as it is ("python studies/x.py") ends like the command line does.
+tell_in_words()
 
 
 class Study:
@@ -83,7 +85,7 @@ class Study:
         objectives: str | Sequence[str],
         constraints: str | Sequence[str] = (),
         proposers: str | Proposer | Sequence[str | Proposer] = "auto",
-        cost_models: Sequence[str | CostModel] = DEFAULT_COST_MODELS,
+        cost_models: str | Sequence[str | CostModel] = DEFAULT_COST_MODELS,
         weight_format: WeightFormat | None = None,
         trials: int = 1000,
         seed: int = 0,
@@ -91,6 +93,9 @@ class Study:
         lag: int = 1,
     ) -> None:
         self.name = _check_name(name)
+        for value, kind, what in ((scenario, Scenario, "scenario"), (space, Space, "space")):
+            if not isinstance(value, kind):
+                raise UserError(f"{what}={value!r} is a {type(value).__name__}", f"write {what}={kind.__name__}(...)")
         models = model if isinstance(model, Mapping) else {TARGET: model}
         self.problem = Problem(
             models={role: m if isinstance(m, Model) else read_model(m) for role, m in models.items()},
@@ -100,7 +105,7 @@ class Study:
         )
         self.space = space
         self.bound_space = space.bind(self.problem)
-        self.cost_models = tuple(cost_models)
+        self.cost_models = (cost_models,) if isinstance(cost_models, str) else tuple(cost_models)
         self.goal = Goal.parse(objectives, constraints, self.evaluation.metrics)
         listed = [proposers] if isinstance(proposers, str) or not isinstance(proposers, Sequence) else list(proposers)
         self.proposers = [catalogue.proposer(p) if isinstance(p, str) else p for p in listed]
@@ -161,9 +166,9 @@ class Study:
     ) -> Results:
         """Evaluate ``trials`` designs (the study's own number by default) and return what the study has found so far.
 
-        A run that was interrupted is finished first: it goes on to the number of designs it was meant to reach. A
-        study that reached it goes on by another ``trials`` designs. Ctrl-C finishes the chunk under way, stores it
-        and raises :class:`~dse.errors.Interrupted`; a second one stops at once.
+        Asked for the same number again, a run that was interrupted goes on to where it was meant to end; otherwise
+        ``trials`` more designs are evaluated. Ctrl-C finishes the chunk under way, stores it and raises
+        :class:`~dse.errors.Interrupted`; a second one stops at once.
 
         Args:
             trials: designs to evaluate; what was proposed before is never paid for twice.
@@ -208,7 +213,7 @@ class Study:
     def _open(self, store: Store) -> StudyRow:
         spec = self.spec()
         if not store.has_study(self.name):
-            return store.create_study(self.name, spec, content_hash(spec))
+            return store.create_study(self.name, spec)
         row = store.study(self.name)
         differences = compare(row.spec, spec)
         if differences:
@@ -228,9 +233,11 @@ class Study:
             for m, f in zip(self.evaluation.models, self.evaluation.fingerprints(), strict=True)
         ]
         stored = store.load(row.id, code_dtype(self.bound_space), self.bound_space.n_parameters)
+        check_codes(self.name, self.bound_space, stored)
         n_finished = int(stored.evaluated.sum())
-        target = row.target if n_finished < row.target else n_finished + trials
-        store.update_study(row.id, state="running", target=target, stop_reason="")
+        goes_on = n_finished < row.target and trials == row.asked
+        target = row.target if goes_on else n_finished + trials
+        store.update_study(row.id, state="running", target=target, asked=trials, stop_reason="")
         recipe = partial(build_evaluation, self.problem.to_json(), self.space.to_json(), self.cost_models)
         workers_pool = make_executor(executor, recipe, self.evaluation, workers=workers)
         journal = _StoreJournal(store, row.id, evaluators, code_dtype(self.bound_space))
@@ -243,8 +250,8 @@ class Study:
             loop.reference = row.reference
             for batch, groups in _stored_batches(stored, self.bound_space.n_parameters):
                 loop.restore(batch, groups)
-            with _stop_on_signal() as stopping, _reporting(self.name, report) as tell:
-                for progress in loop.run(target, lambda: stopping() or journal.should_stop()):
+            with _stop_on_signal() as stopping, _reporting(self.name, report) as tell, _heartbeat(store, row.id):
+                for progress in loop.run(target, lambda: stopping() or journal.should_stop(stopping)):
                     if loop.reference is not None and journal.reference is None:
                         journal.keep_reference(loop.reference)
                     tell(progress)
@@ -285,16 +292,16 @@ class _StoreJournal:
         self.reference = reference
         self._store.update_study(self._study_id, reference=reference)
 
-    def should_stop(self) -> bool:
-        """Obey the control table: wait while paused, stop when asked."""
+    def should_stop(self, stopping: Callable[[], bool]) -> bool:
+        """Obey the control table: wait while paused, stop when asked, there or by a signal."""
         request = self._store.take_request(self._study_id)
         if request == "pause":
             self._store.update_study(self._study_id, state="paused")
-            while request == "pause":
-                time.sleep(0.5)
+            while request == "pause" and not stopping():
+                time.sleep(0.2)
                 request = self._store.take_request(self._study_id)
             self._store.update_study(self._study_id, state="running")
-        return request == "stop"
+        return request == "stop" or stopping()
 
 
 def build_evaluation(
@@ -365,6 +372,25 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _heartbeat(store: Store, study_id: int) -> Iterator[None]:
+    """Keep the lease while a long evaluation or a pause has nothing to write."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            with suppress(DseError):  # lost or locked: the next write of the run itself says so
+                store.renew(study_id)
+
+    thread = threading.Thread(target=beat, name="dse-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dse.cli.output import db_option, emit, json_option
+from dse.cli.output import db_option, emit, json_option, read_size
 
 
 @click.command(epilog="Example: dse models")
@@ -52,17 +52,14 @@ def _model_summary(model: Any) -> dict[str, Any]:
 @json_option
 def model(source: str, layers: bool, image_px: str | None, as_json: bool) -> None:
     """Read a model, from the catalogue or from a Hugging Face config.json, and count it."""
-    from dse.errors import UserError
     from dse.model import read_model
 
     read = read_model(source)
     document = _model_summary(read)
     document["components"] = _components(read)
     if image_px:
-        width, _, height = image_px.partition("x")
-        if not (width.isdigit() and height.isdigit()):
-            raise UserError(f"--image-px {image_px!r} is not WIDTHxHEIGHT", "e.g. --image-px 1920x1080")
-        layout = read.visual_layout(int(height), int(width))
+        width, height = read_size(image_px)
+        layout = read.visual_layout(height, width)
         document["image"] = {
             "width_px": layout.width_px, "height_px": layout.height_px, "visual_tokens": layout.n_tokens,
             "extra_tokens": layout.extra_tokens, "encoder_positions": layout.n_sequences * layout.patches,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dse.cli.output import db_option, emit, json_option
+from dse.cli.output import db_option, emit, json_option, read_size
 from dse.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def studies(db: str | None, as_json: bool) -> None:
                 {
                     "name": r.name, "state": r.state, "stop_reason": r.stop_reason, "designs": r.n_designs,
                     "target": r.target, "created_s": r.created_s, "updated_s": r.updated_s,
-                    "objectives": r.spec["goal"]["objectives"], "constraints": r.spec["goal"]["constraints"],
+                    "objectives": r.objectives, "constraints": r.constraints,
                 }
                 for r in rows
             ]
@@ -59,7 +59,7 @@ def studies(db: str | None, as_json: bool) -> None:
             f"{r.n_designs:,}",
             f"{r.target:,}",
             _ago(r.updated_s),
-            ", ".join(r.spec["goal"]["objectives"]),
+            ", ".join(r.objectives),
         ]
         for r in rows
     ]
@@ -149,8 +149,6 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Evaluate one design: what if MODEL ran on HARDWARE with these knobs."""
-    import re
-
     from dse.hardware import read_hardware
     from dse.model import read_model
     from dse.problem import TARGET, Problem
@@ -158,15 +156,12 @@ def evaluate(
     from dse.scenario import Scenario
     from dse.whatif import evaluate_design
 
-    size = re.fullmatch(r"(\d+)x(\d+)", image_px)
-    if size is None:
-        raise UserError(f"--image-px {image_px!r} is not WIDTHxHEIGHT", "e.g. --image-px 1024x768")
     read = read_model(model)
     scenario = Scenario(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         images=int(read.image_rule is not None) if images is None else images,
-        image_px=(int(size[1]), int(size[2])),
+        image_px=read_size(image_px),
         audio_s=(30.0 if read.audio_rule is not None else 0.0) if audio_s is None else audio_s,
         batch=batch,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from importlib import import_module
@@ -84,8 +86,17 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("dse: interrupted; what was acknowledged is stored", err=True)
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough; Python would complain once more when it flushes at exit.
+    except SystemExit:
+        if not isinstance(sys.stdout, io.TextIOBase):
+            return 0  # click has met a closed pipe and wrapped it: its reader has seen enough
+        raise
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        # The output could not be written. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if error.errno == errno.EPIPE:
+            return 0
+        click.echo(f"dse: the output could not be written: {error.strerror}", err=True)
+        return 1
     return code if isinstance(code, int) else 0

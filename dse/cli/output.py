@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import click
+
+from dse.errors import UserError
 
 
 def json_option(command: Any) -> Any:
@@ -26,6 +29,18 @@ def db_option(command: Any) -> Any:
 def emit(document: Any) -> None:
     """Print a JSON document; numbers that are none become null."""
     click.echo(json.dumps(clean(document), indent=2, ensure_ascii=False))
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Return (width, height) of text such as "1920x1080".
+
+    Raises:
+        UserError: it is none.
+    """
+    size = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
+    if size is None:
+        raise UserError(f"--image-px {text!r} is not WIDTHxHEIGHT", "e.g. --image-px 1920x1080")
+    return int(size[1]), int(size[2])
 
 
 def clean(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from dse.cli.output import db_option, emit, json_option
@@ -45,8 +47,9 @@ def run(
         emit({"study": results.row.name, "designs": len(results), "front": front.records()})
         return
     click.echo(str(front))
-    where = f" --db {db}" if db else ""
-    click.echo(f"\nNext: dse show {results.row.name} {front.numbers[0] if len(front) else 0}{where}", err=True)
+    where = f" --db {shlex.quote(db)}" if db else ""
+    number = int(front.numbers[0]) if len(front) else results.nearest()
+    click.echo(f"\nNext: dse show {shlex.quote(results.row.name)} {number}{where}", err=True)
     click.echo(f"      dse dashboard{where}", err=True)
 
 

@@ -10,6 +10,6 @@ proposed, and when its metrics are there. What is committed is acknowledged and 
 """
 
 from dse.store.database import DEFAULT_URL, open_store
-from dse.store.store import EvaluatorRow, Store, StoredStudy, StudyRow
+from dse.store.store import HEARTBEAT_S, EvaluatorRow, Store, StoredStudy, StudyRow
 
-__all__ = ["DEFAULT_URL", "EvaluatorRow", "Store", "StoredStudy", "StudyRow", "open_store"]
+__all__ = ["DEFAULT_URL", "HEARTBEAT_S", "EvaluatorRow", "Store", "StoredStudy", "StudyRow", "open_store"]

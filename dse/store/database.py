@@ -142,7 +142,12 @@ def _check_ours(engine: Engine, shown: str, read_only: bool) -> None:
         some = ", ".join(sorted(found)[:5])
         other = "an Optuna database" if {"trials", "studies"} <= found else "the database of another program"
         raise StoreRefused(f"{shown} is {other} (tables {some}); it was left untouched", "name another with --db")
-    version = int(rows.get("schema_version", "0"))
+    try:
+        version = int(rows.get("schema_version", ""))
+    except ValueError:
+        raise StoreRefused(
+            f"{shown} is damaged: its schema version is {rows.get('schema_version')!r}", "restore it from a copy"
+        ) from None
     if version > tables.SCHEMA_VERSION:
         raise StoreRefused(
             f"{shown} was written by a newer mfm-dse (schema {version}, this one knows {tables.SCHEMA_VERSION})",

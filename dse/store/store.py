@@ -15,12 +15,14 @@ from typing import Any, Final
 import numpy as np
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
-from dse.errors import StoreRefused, unknown
+from dse.errors import StoreRefused, UserError, unknown
 from dse.metrics import MetricBatch, Status, ToldLimit
 from dse.store import tables
 from dse.store.failures import translated
 
 LEASE_S: Final = 60.0
+HEARTBEAT_S: Final = 15.0
+STALE_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,24 @@ class StudyRow:
     n_designs: int
     created_s: float
     updated_s: float
+    asked: int
     spec: Mapping[str, Any]
     reference: np.ndarray | None
+
+    @property
+    def objectives(self) -> list[str]:
+        """What it optimises, as text; "damaged" where the definition cannot be read."""
+        return self._goal("objectives") or ["damaged"]
+
+    @property
+    def constraints(self) -> list[str]:
+        """What bounds it, as text."""
+        return self._goal("constraints")
+
+    def _goal(self, part: str) -> list[str]:
+        goal = self.spec.get("goal") if isinstance(self.spec, Mapping) else None
+        texts = goal.get(part) if isinstance(goal, Mapping) else None
+        return [str(text) for text in texts] if isinstance(texts, list) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +80,6 @@ class StoredStudy:
         marks: proposer's mark or -1, shape (n,).
         parents: numbers of the designs each was derived from.
         proposers: batch number -> proposer.
-        open_batches: numbers of batches that are proposed but not finished, ascending.
         n_batches: batches proposed so far.
         n_proposed_by_batch: designs proposed in each batch, duplicates included.
         metrics: one batch per evaluator, NaN where a design has no evaluation yet.
@@ -75,7 +92,6 @@ class StoredStudy:
     marks: np.ndarray
     parents: list[tuple[int, ...]]
     proposers: dict[int, str]
-    open_batches: list[int]
     n_batches: int
     n_proposed_by_batch: list[int]
     metrics: list[MetricBatch]
@@ -125,27 +141,17 @@ class Store:
         with self._reading() as connection:
             return connection.execute(select(tables.study.c.id).where(tables.study.c.name == name)).first() is not None
 
-    def create_study(self, name: str, spec: Mapping[str, Any], spec_hash: str) -> StudyRow:
+    def create_study(self, name: str, spec: Mapping[str, Any]) -> StudyRow:
         """Store a new study and return it."""
         now = time.time()
         with self._writing() as connection:
             connection.execute(
-                insert(tables.study).values(
-                    name=name, spec=json.dumps(spec), spec_hash=spec_hash, state="new", created_s=now, updated_s=now
-                )
+                insert(tables.study).values(name=name, spec=json.dumps(spec), state="new", created_s=now, updated_s=now)
             )
         return self.study(name)
 
-    def delete_study(self, name: str) -> None:
-        """Remove a study with all that belongs to it."""
-        row = self.study(name)
-        with self._writing() as connection:
-            for table in (tables.evaluation, tables.design, tables.batch, tables.control, tables.evaluator):
-                connection.execute(delete(table).where(table.c.study_id == row.id))
-            connection.execute(delete(tables.study).where(tables.study.c.id == row.id))
-
     def update_study(self, study_id: int, **values: Any) -> None:
-        """Set columns of a study (state, stop_reason, target, reference)."""
+        """Set columns of a study (state, stop_reason, target, asked, reference)."""
         if "reference" in values and values["reference"] is not None:
             values["reference"] = json.dumps([float(v) for v in values["reference"]])
         with self._writing() as connection:
@@ -156,7 +162,7 @@ class Store:
     # ------------------------------------------------------------------ lease and control
 
     def acquire(self, study_id: int, name: str) -> None:
-        """Take the lease of a study: from now on this process is its one writer.
+        """Take the lease of a study: from now on this process is its one writer. Old requests to it are dropped.
 
         A lease that ran out, or whose owner ran on this machine and is gone, is taken over.
 
@@ -168,22 +174,27 @@ class Store:
             held = connection.execute(
                 select(tables.study.c.lease_owner, tables.study.c.lease_until_s).where(tables.study.c.id == study_id)
             ).one()
-            if (
-                held.lease_owner
-                and held.lease_owner != self.owner
-                and held.lease_until_s > now
-                and _alive(held.lease_owner)
-            ):
+            if held.lease_owner != self.owner and _is_held(held.lease_owner, held.lease_until_s, now):
                 host, pid, _ = held.lease_owner.split(":")
                 raise StoreRefused(
                     f"study {name!r} is being run by process {pid} on {host}",
-                    f"stop that one first, or wait: its lease ends {held.lease_until_s - now:.0f} s from now",
+                    "stop that one first ('dse stop NAME'), or wait until it has ended",
                 )
             connection.execute(
                 update(tables.study)
                 .where(tables.study.c.id == study_id)
                 .values(lease_owner=self.owner, lease_until_s=now + LEASE_S)
             )
+            connection.execute(delete(tables.control).where(tables.control.c.study_id == study_id))
+
+    def renew(self, study_id: int) -> None:
+        """Prolong the lease.
+
+        Raises:
+            StoreRefused: another process has taken over.
+        """
+        with self._writing() as connection:
+            self._renew(connection, study_id)
 
     def release(self, study_id: int) -> None:
         """Give the lease back, if it is ours."""
@@ -195,8 +206,15 @@ class Store:
             )
 
     def request(self, name: str, request: str) -> None:
-        """Ask the coordinator of a study to "pause", "resume" or "stop"."""
+        """Ask the coordinator of a study to "pause", "resume" or "stop".
+
+        Raises:
+            NameUnknown: there is no such study.
+            UserError: nobody runs it.
+        """
         row = self.study(name)
+        if row.state not in ("running", "paused"):
+            raise UserError(f"study {name!r} is not running, so it cannot {request}", "'dse run FILE' continues it")
         with self._writing() as connection:
             connection.execute(delete(tables.control).where(tables.control.c.study_id == row.id))
             connection.execute(insert(tables.control).values(study_id=row.id, request=request, requested_s=time.time()))
@@ -360,9 +378,7 @@ class Store:
                 .order_by(tables.design.c.number)
             ).all()
             batches = connection.execute(
-                select(
-                    tables.batch.c.number, tables.batch.c.proposer, tables.batch.c.n_proposed, tables.batch.c.is_done
-                )
+                select(tables.batch.c.number, tables.batch.c.proposer, tables.batch.c.n_proposed)
                 .where(tables.batch.c.study_id == study_id)
                 .order_by(tables.batch.c.number)
             ).all()
@@ -385,7 +401,6 @@ class Store:
             marks=np.array([-1 if d.mark is None else d.mark for d in designs], dtype=np.int64),
             parents=[tuple(map(int, d.parents.split(","))) if d.parents else () for d in designs],
             proposers={b.number: b.proposer for b in batches},
-            open_batches=[b.number for b in batches if not b.is_done],
             n_batches=len(batches),
             n_proposed_by_batch=[b.n_proposed for b in batches],
             metrics=[metrics for metrics, _ in answers],
@@ -445,31 +460,50 @@ def _with_counts() -> Any:
 
 
 def _study_row(row: Any) -> StudyRow:
+    state = row.state
+    if state in ("running", "paused") and not _is_held(row.lease_owner, row.lease_until_s, time.time()):
+        state = "interrupted"  # its process was killed before it could say so
     return StudyRow(
         id=row.id,
         name=row.name,
-        state=row.state,
+        state=state,
         stop_reason=row.stop_reason,
         target=row.target,
         n_designs=row.n_designs,
         created_s=row.created_s,
         updated_s=row.updated_s,
-        spec=json.loads(row.spec),
+        asked=row.asked,
+        spec=_read_spec(row.spec),
         reference=None if row.reference is None else np.array(json.loads(row.reference)),
     )
 
 
-def _alive(owner: str) -> bool:
-    host, pid, _ = owner.split(":")
-    if host != socket.gethostname():
-        return True  # cannot be told from here; the lease's end decides
+def _read_spec(text: str) -> Mapping[str, Any]:
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        spec = json.loads(text)
+    except ValueError:
+        return {}
+    return spec if isinstance(spec, dict) else {}
+
+
+def _is_held(owner: str | None, until_s: float | None, now_s: float) -> bool:
+    """Return whether a lease has a living owner.
+
+    Of an owner on this machine its process decides, whatever the clock says, for an hour past the lease's end (by then
+    the number may be another process's); of one elsewhere the lease's end decides.
+    """
+    if not owner or until_s is None:
+        return False
+    host, _, rest = owner.partition(":")
+    if host != socket.gethostname():
+        return until_s > now_s
+    try:
+        os.kill(int(rest.partition(":")[0]), 0)
+    except (ProcessLookupError, ValueError):
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return until_s + STALE_S > now_s
 
 
 def _columns(metrics: MetricBatch) -> dict[str, np.ndarray]:

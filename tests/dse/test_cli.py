@@ -154,10 +154,36 @@ def test_a_changed_study_is_refused_and_forked(folder, capsys):
 
 def test_pause_and_stop_requests(folder, capsys):
     call(capsys, "run", "small.py", "--trials", "16")
+    code, _, err = call(capsys, "stop", "small")
+    assert code == 2
+    assert "is not running, so it cannot stop" in err
+    command = [sys.executable, "-m", "dse", "run", "small.py", "--trials", "100000", "--executor", "local"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def wait_for(state):
+        deadline = time.monotonic() + 60
+        while [s["state"] for s in document(capsys, "studies")] != [state]:
+            assert time.monotonic() < deadline, f"never {state}"
+            time.sleep(0.1)
+
+    wait_for("running")
+    assert document(capsys, "pause", "small")["requested"] == "pause"
+    wait_for("paused")
+    document(capsys, "resume", "small")
+    wait_for("running")
     assert document(capsys, "stop", "small")["requested"] == "stop"
-    # The request waits for the next run, which obeys it before it begins anything.
-    document(capsys, "run", "small.py", "--trials", "16")
-    assert [s["state"] for s in document(capsys, "studies")] == ["stopped"]
+    assert running.wait(timeout=60) == 0
+    wait_for("stopped")
+
+
+@pytest.mark.parametrize(("sink", "code", "said"), [("| true", 0, ""), ("> /dev/full", 1, "could not be written")])
+def test_output_that_nobody_takes(tmp_path, sink, code, said):
+    """A pipe that is closed is no error, a full disk is told; neither is a traceback."""
+    line = f"set -o pipefail; {sys.executable} -m dse model llama-3.1-8b --layers {sink}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # ------------------------------------------------------------------ study files that cannot be run

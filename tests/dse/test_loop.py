@@ -202,10 +202,8 @@ def _placed(parts):
 )
 def test_a_broken_row_fails_alone(breaks, reason):
     toy = Toy(breaks=breaks)
-    codes = SPACE.decode(np.zeros((5, 4), dtype=int))
-    del codes
     rows = np.zeros((5, 4), dtype=int)
-    rows[2, :2] = 6  # pe_rows = pe_cols = 7
+    rows[2, [SPACE.labels.index("pe_rows"), SPACE.labels.index("pe_cols")]] = 6  # both are 7
     result = Evaluation(SPACE, [toy]).evaluate(rows)[0]
     assert result.status.tolist() == [0, 0, 2, 0, 0]
     assert result.reason(2) == reason

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 
 import numpy as np
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from dse.errors import NameUnknown, StoreError, StoreRefused, UserError
 from dse.metrics import Limit, MetricBatch, Status
@@ -38,7 +39,7 @@ def file_store(tmp_path):
 
 def fill(store, n=5):
     """A study of two batches, the second one without metrics."""
-    row = store.create_study("s", SPEC, "h")
+    row = store.create_study("s", SPEC)
     store.acquire(row.id, "s")
     evaluator = store.add_evaluator(row.id, "hardware", "analytical", "toy", "1", "f" * 32)
     codes = np.arange(n * 3, dtype="u1").reshape(n, 3)
@@ -65,7 +66,6 @@ def test_what_is_written_is_read_back(store):
     assert stored.marks.tolist() == [0, 1, 2, 3, 4, -1, -1, -1, -1, -1]
     assert stored.parents[:3] == [(), (1, 2), ()]
     assert stored.proposers == {0: "random", 1: "sobol"}
-    assert stored.open_batches == [1]
     assert stored.n_proposed_by_batch == [7, 5]
     assert stored.evaluated.tolist() == [True] * 5 + [False] * 5
     read = stored.metrics[0].take(np.arange(5))
@@ -101,14 +101,12 @@ def test_evaluators_are_added_once(store):
     assert [e.id for e in store.evaluators(row.id)] == [again.id]
 
 
-def test_listing_and_removing(store):
+def test_listing(store):
     fill(store)
-    store.create_study("other", SPEC, "h")
+    store.create_study("other", SPEC)
     assert [(r.name, r.n_designs) for r in store.studies()] == [("other", 0), ("s", 10)]
-    store.delete_study("s")
-    assert [r.name for r in store.studies()] == ["other"]
-    with pytest.raises(NameUnknown, match="unknown study 's'"):
-        store.study("s")
+    with pytest.raises(NameUnknown, match="unknown study 't'"):
+        store.study("t")
 
 
 def test_one_coordinator_at_a_time(store, url):
@@ -140,11 +138,69 @@ def test_the_lease_of_a_dead_process_is_taken_over(store):
 
 def test_requests_are_taken_once_but_a_pause_stays(store):
     row, _ = fill(store)
+    with pytest.raises(UserError, match="not running, so it cannot pause"):
+        store.request("s", "pause")
+    store.update_study(row.id, state="running")
     assert store.take_request(row.id) == ""
     store.request("s", "pause")
     assert [store.take_request(row.id) for _ in range(2)] == ["pause", "pause"]
     store.request("s", "resume")
     assert [store.take_request(row.id) for _ in range(2)] == ["resume", ""]
+
+
+def test_a_new_coordinator_forgets_old_requests(store):
+    row, _ = fill(store)
+    store.update_study(row.id, state="running")
+    store.request("s", "stop")
+    store.acquire(row.id, "s")
+    assert store.take_request(row.id) == ""
+
+
+def test_a_living_process_holds_its_study_whatever_the_clock_says(store, url):
+    row, _ = fill(store)
+    with store.engine.begin() as connection:
+        connection.execute(update(tables.study).values(lease_until_s=time.time() - 600))
+    second = open_store(url)
+    with pytest.raises(StoreRefused, match="being run by process"):
+        second.acquire(row.id, "s")
+    second.close()
+
+
+def test_a_study_whose_process_was_killed_is_listed_as_interrupted(store):
+    row, _ = fill(store)
+    store.update_study(row.id, state="running")
+    assert store.study("s").state == "running"
+    with store.engine.begin() as connection:
+        connection.execute(update(tables.study).values(lease_owner="elsewhere:1:a", lease_until_s=time.time() - 1))
+    assert store.study("s").state == "interrupted"
+
+
+def test_a_lease_can_be_renewed_without_results(store):
+    row, _ = fill(store)
+    with store.engine.begin() as connection:
+        connection.execute(update(tables.study).values(lease_until_s=5.0))
+    store.renew(row.id)
+    with store.engine.connect() as connection:
+        assert connection.execute(select(tables.study.c.lease_until_s)).scalar_one() > time.time()
+
+
+@pytest.mark.parametrize("spec", ["{}", "no json", "[]", '{"goal": 3}'])
+def test_a_damaged_definition_does_not_hide_the_other_studies(store, spec):
+    fill(store)
+    store.create_study("other", SPEC)
+    with store.engine.begin() as connection:
+        connection.execute(update(tables.study).where(tables.study.c.name == "s").values(spec=spec))
+    assert [(r.name, r.objectives) for r in store.studies()] == [("other", ["min latency_s"]), ("s", ["damaged"])]
+
+
+def test_a_damaged_schema_version_is_told(file_store, tmp_path):
+    file_store.close()
+    connection = sqlite3.connect(tmp_path / "a.db")
+    connection.execute("UPDATE meta SET value = 'abc' WHERE key = 'schema_version'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreRefused, match="schema version is 'abc'"):
+        open_store(tmp_path / "a.db")
 
 
 # ------------------------------------------------------------------ what is not ours

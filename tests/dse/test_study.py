@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 
 from dse import Choice, Scenario, Space, Study
-from dse.errors import NameUnknown, StudyChanged, UserError
+from dse.errors import Interrupted, NameUnknown, StoreRefused, StudyChanged, UserError
+from dse.metrics import MetricBatch
 from dse.results import Results, compare
 from dse.store import open_store
 from dse.testing.samples import small_model
@@ -47,7 +53,7 @@ def rows(path):
         "evaluation": "SELECT number, evaluator_id, status, excess_ratio, metrics, reason FROM evaluation "
         "ORDER BY number, evaluator_id",
         "batch": "SELECT number, proposer, n_asked, n_proposed, n_designs, is_done FROM batch ORDER BY number",
-        "study": "SELECT name, spec, spec_hash, state, stop_reason, target, reference FROM study",
+        "study": "SELECT name, spec, state, stop_reason, target, asked, reference FROM study",
     }
     found = {name: connection.execute(sql).fetchall() for name, sql in tables.items()}
     connection.close()
@@ -243,3 +249,180 @@ def test_a_study_in_postgresql_has_the_same_rows(tmp_path, postgres_url):
     for name, column in one.metrics.values.items():
         np.testing.assert_array_equal(column, other.metrics.values[name])
     np.testing.assert_array_equal(one.front().numbers, other.front().numbers)
+
+
+def test_the_order_of_declarations_means_nothing(tmp_path):
+    """Codes stand in the order of the problem's fields: a study goes on, and is read, whatever the script's order."""
+    backwards = Space(dict(reversed(DOMAINS.items())))
+    db = tmp_path / "a.db"
+    make().run(32, db=db, report=quiet)
+    results = make(space=backwards).run(32, db=db, report=quiet)
+    make().run(64, db=tmp_path / "b.db", report=quiet)
+    assert rows(db)["design"] == rows(tmp_path / "b.db")["design"]
+    assert rows(db)["evaluation"] == rows(tmp_path / "b.db")["evaluation"]
+    assert results.space.labels == make().bound_space.labels
+
+
+def damage(db, sql, *values):
+    connection = sqlite3.connect(db)
+    connection.execute(sql, values)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("sql", "law"),
+    [
+        ("UPDATE study SET spec = '{}'", "is damaged"),
+        ("UPDATE design SET codes = x'00' WHERE number = 3", "is damaged"),
+        ("UPDATE design SET codes = (SELECT codes FROM design WHERE number = 4) WHERE number = 0", "is not what was"),
+    ],
+)
+def test_damaged_rows_are_told(tmp_path, sql, law):
+    db = tmp_path / "a.db"
+    make().run(32, db=db, report=quiet)
+    damage(db, sql)
+    with pytest.raises(StoreRefused, match=law):
+        make().results(db)
+
+
+def test_another_number_of_trials_counts_from_what_is_there(tmp_path):
+    """Asked for the same number again, an interrupted run is finished; asked for another, it gets so many more."""
+    db = tmp_path / "a.db"
+
+    def stop_early(progress):
+        if progress.n_done >= 16:
+            store = open_store(db)
+            store.request("small", "stop")
+            store.close()
+
+    make().run(96, db=db, report=stop_early)
+    done = len(make().results(db))
+    assert done < 96
+    assert len(make().run(16, db=db, report=quiet)) == done + 16
+    came = []
+
+    def interrupt(progress):
+        if not came:
+            came.append(progress)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        make().run(1000, db=db, report=interrupt)
+    finished = int(make().results(db).stored.evaluated.sum())
+    assert len(make().run(40, db=db, report=quiet)) == finished + 40  # what was begun is among them
+
+
+def test_a_paused_run_obeys_a_signal_and_keeps_its_lease(tmp_path):
+    db = tmp_path / "a.db"
+    seen = []
+
+    def pause(progress):
+        if not seen:
+            store = open_store(db)
+            store.request("small", "pause")
+            store.close()
+            threading.Timer(1.0, look).start()
+        seen.append(progress)
+
+    def look():
+        store = open_store(db, read_only=True)
+        seen.append(store.study("small").state)
+        store.close()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        make().run(480, db=db, report=pause)
+    assert "paused" in seen
+    assert make().results(db).row.state == "interrupted"
+
+
+class Carbon:
+    """A plug-in whose metric nobody else knows, known of some designs only."""
+
+    name, group, fidelity, version = "carbon", "serving", "analytical", "1"
+    laws = frozenset()
+    metrics = ("carbon_kg",)
+    fingerprint = "carbon"
+
+    def prepare(self, problem):
+        del problem
+        return self
+
+    def evaluate(self, batch):
+        return MetricBatch({"carbon_kg": batch["pe_rows"] / 64.0}, len(batch))
+
+    def breakdown(self, batch):
+        del batch
+        return []
+
+
+def test_metrics_of_plug_ins_are_stored_and_read_back(tmp_path):
+    study = make(
+        cost_models=["analytical", "prior", Carbon()],
+        objectives="min latency_s, min carbon_kg",
+        constraints="carbon_kg <= 0.5",
+    )
+    results = study.run(32, db=tmp_path / "a.db", report=quiet, executor="local")
+    front = results.front()
+    assert len(front)
+    assert (front.frame()["carbon_kg"] <= 0.5).all()
+    assert "carbon_kg" in str(front)
+
+
+def test_a_metric_that_is_not_known_keeps_no_bound(tmp_path):
+    """The L4's price is not in the catalogue: its cost is not known, so no limit on cost lets it pass."""
+    study = make(
+        hardware="h100-sxm-80gb",
+        space=Space(device=Choice("l4", "h100-sxm-80gb"), weight_bits=Choice(8, 16), act_bits=Choice(16)),
+        objectives="min latency_s, min cost_usd",
+        constraints="cost_usd <= 1",
+    )
+    results = study.run(4, db=tmp_path / "a.db", report=quiet, executor="local")
+    devices = [results.space.values(results.stored.codes[[i]])[0]["device"] for i in range(len(results))]
+    assert {devices[i] for i in results.front().numbers} == {"h100-sxm-80gb"}
+    unknown = devices.index("l4")
+    assert results.reason(unknown) == "cost_usd is not known of this design"
+    assert not results.records([unknown])[0]["is_feasible"]
+
+
+@pytest.mark.parametrize(
+    ("change", "law"),
+    [
+        ({"scenario": {"images": 1}}, "scenario={'images': 1} is a dict"),
+        ({"space": {"tile_m": 3}}, "space={'tile_m': 3} is a dict"),
+        ({"scenario": Scenario(prompt_tokens=0)}, "the request is empty"),
+        ({"constraints": "area_mm2 <= 40, area_mm2 >= 50"}, "no design keeps both"),
+        ({"constraints": "memory_bytes <= 4"}, "has no unit"),
+    ],
+)
+def test_definitions_that_cannot_be(change, law):
+    with pytest.raises(UserError, match=law):
+        make(**change)
+
+
+SCRIPT = """
+from dse import Choice, Scenario, Space, Study
+from dse.testing.samples import small_model
+
+study = Study("s", model=small_model("text"), scenario=Scenario(), hardware="npu-template",
+              space=Space(tile_m=Choice(16, 32)), objectives="min {metric}")
+study.run(2, executor="local")
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "then", "code", "said"),
+    [
+        ("latency", "", 2, "s.py:5: unknown metric 'latency'"),
+        ("latency_s", "from dse.errors import Interrupted; raise Interrupted('enough')", 130, "s.py:8: enough"),
+        ("latency_s", "1 / 0", 1, "Traceback"),
+    ],
+)
+def test_a_script_ends_like_the_command_line(tmp_path, metric, then, code, said):
+    (tmp_path / "s.py").write_text(SCRIPT.format(metric=metric, then=then))
+    done = subprocess.run([sys.executable, "s.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert ("Traceback" in done.stderr) == (said == "Traceback")
