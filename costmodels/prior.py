@@ -13,10 +13,12 @@ Contributions of the choices add up:
 Task accuracy falls by :data:`ACCURACY_PER_NAT` of itself per nat. Total loss is d = ln(vocabulary): output that knows
 nothing. All fits are made when the model is prepared, from ``data/published_quality.csv`` (facts with sources).
 
-An interval is a factor on d either way: :data:`KNOWN_FACTOR` for the lineage the tables are about (LLaMA-1 and -2),
-:data:`UNKNOWN_FACTOR` for other models. It reaches from no loss to total loss wherever a choice has fewer than five
-rows from two families, or lies outside them: weights of 2 bits, or of encoders, projectors, token tables and output
-heads; activations other than 8 bits; caches; dropped blocks, pruned encoders; pooled tokens, other image sizes, visual
+An interval is a factor on d either way: :data:`KNOWN_FACTOR` for the lineage and the sizes that the tables are about
+(LLaMA-1 and -2, 6.7 to 65 billion), :data:`UNKNOWN_FACTOR` for other models. A choice that is milder than any published
+one (weights above 4 bits, less than a fifth pruned) loses no more than the mildest published one: its interval reaches
+from no loss to the upper end of that one's. Where nothing that is published bounds a choice, the interval reaches from
+no loss to total loss: weights of 2 bits, or of encoders, projectors, token tables and output heads; activations other
+than 8 bits; caches; more than half pruned, dropped blocks, pruned encoders; pooled tokens, other image sizes, visual
 tokens of models other than LLaVA.
 
 Left out: which layers are sensitive, which tokens are dropped, the quantiser beyond group-wise weight rounding with
@@ -46,7 +48,7 @@ from dse.problem import TARGET, Problem
 from dse.protocols import Breakdown
 from dse.schema import Entry
 
-VERSION: Final = "1"
+VERSION: Final = "2"
 
 # Relative loss of an 11-task zero-shot mean per nat, least squares over 74 rows that state both (correlation 0.90).
 ACCURACY_PER_NAT: Final = 0.229
@@ -88,6 +90,7 @@ class Fits:
         pruning: (p, q, s) of ln d = p + q ln ratio + s ln billions, rows of FLAP, the best untuned method.
         token_share, token_loss: d against the share of visual tokens kept, mean over methods, shares ascending.
         token_low, token_high: its range over methods.
+        weight_bits, pruning_ratio, billions: (least, most) of the rows that weights and pruning are fitted to.
     """
 
     weight: tuple[float, float, float]
@@ -98,6 +101,9 @@ class Fits:
     token_loss: tuple[float, ...]
     token_low: tuple[float, ...]
     token_high: tuple[float, ...]
+    weight_bits: tuple[float, float]
+    pruning_ratio: tuple[float, float]
+    billions: tuple[float, float]
 
 
 @cache
@@ -119,7 +125,14 @@ def fits() -> Fits:
         token_loss=(*map(_mean, by_share), 0.0),
         token_low=(*map(min, by_share), 0.0),
         token_high=(*map(max, by_share), 0.0),
+        weight_bits=_range([r.level for r in weight]),
+        pruning_ratio=_range([r.level for r in pruning]),
+        billions=_range([r.billions for r in weight]),
     )
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
 def _log_fit(rows: Sequence[_Row], of: Callable[[_Row], float]) -> tuple[float, float, float]:
@@ -167,8 +180,10 @@ class PriorEvaluator:
             }
         )
         self.total_loss = math.log(self.model.vocab_size)
-        self._factor = KNOWN_FACTOR if _is_llama_lineage(self.model) else UNKNOWN_FACTOR
         self._billions = self.model.n_params / 1e9
+        least, most = fits().billions
+        is_known = _is_llama_lineage(self.model) and 0.95 * least <= self._billions <= 1.1 * most
+        self._factor = KNOWN_FACTOR if is_known else UNKNOWN_FACTOR
         self._shares: dict[tuple[str, int], _Shares] = {}
         self._blocks = {
             component: _BlockWeights(self.model, component)
@@ -207,8 +222,17 @@ class PriorEvaluator:
         bits, shares = self._bits(batch, "weight_bits")
         narrow = bits < PLAIN_BITS
         loss = np.where(narrow, at_zero_bits * np.exp(-b * bits), 0.0)
-        outside = narrow & (~shares.is_supported | (bits < 3))
-        return self._by_factor("weight bits", (loss * shares.share).sum(axis=1), np.any(outside, axis=1))
+        least, most = fits().weight_bits
+        outside = narrow & (~shares.is_supported | (bits < least))
+        return self._by_factor(
+            "weight bits",
+            (loss * shares.share).sum(axis=1),
+            np.any(outside, axis=1),
+            low=(np.where(bits <= most, loss, 0.0) * shares.share).sum(axis=1),
+            high=(np.where(narrow & (bits > most), at_zero_bits * math.exp(-b * most), loss) * shares.share).sum(
+                axis=1
+            ),
+        )
 
     def _activations(self, batch: DesignBatch) -> _Contribution:
         bits, shares = self._bits(batch, "act_bits")
@@ -230,13 +254,16 @@ class PriorEvaluator:
         p, q, s = fits().pruning
         scale = math.exp(p + s * math.log(self._billions))
         kept = self.workload.tables(batch.schema).kept(batch)
+        least, most = fits().pruning_ratio
         found = []
         for component, weights in self._blocks.items():
             ratio = weights.pruned_ratio(kept)
-            outside: np.ndarray = ratio > (0.5 if component == "decoder" else 0.0)
+            outside: np.ndarray = ratio > (most if component == "decoder" else 0.0)
             if component == "decoder":
                 outside = outside | (kept.block < 1).any(axis=1)
-            found.append(self._by_factor(f"pruning of {component}", scale * ratio**q, outside))
+            loss, mild = scale * ratio**q, (ratio > 0) & (ratio < least)
+            low, high = np.where(mild, 0.0, loss), np.where(mild, scale * least**q, loss)
+            found.append(self._by_factor(f"pruning of {component}", loss, outside, low, high))
         return found
 
     def _images(self, batch: DesignBatch) -> _Contribution:
@@ -250,8 +277,17 @@ class PriorEvaluator:
         outside = (share < 1) & ~(tokens.is_only_dropped & published & (share >= f.token_share[0]))
         return _Contribution("images", curves[0], curves[1], curves[2], outside)
 
-    def _by_factor(self, choice: str, loss: np.ndarray, outside: np.ndarray) -> _Contribution:
-        return _Contribution(choice, loss, loss / self._factor, loss * self._factor, outside)
+    def _by_factor(
+        self,
+        choice: str,
+        loss: np.ndarray,
+        outside: np.ndarray,
+        low: np.ndarray | None = None,
+        high: np.ndarray | None = None,
+    ) -> _Contribution:
+        """Return a contribution whose interval is a factor below ``low`` and above ``high``, by default ``loss``."""
+        least, most = loss if low is None else low, loss if high is None else high
+        return _Contribution(choice, loss, least / self._factor, most * self._factor, outside)
 
     def _bits(self, batch: DesignBatch, name: str) -> tuple[np.ndarray, _Shares]:
         key = (name, batch.schema.channel_groups)

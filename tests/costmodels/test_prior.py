@@ -39,6 +39,47 @@ def llama():
     return Model.from_config(config, name="llama-1-7b")
 
 
+DECODER_ONLY = {"embed_tokens/weight_bits": 16, "lm_head/weight_bits": 16}
+
+
+@pytest.mark.parametrize("bits", [6, 8])
+def test_milder_than_published_is_bounded_by_the_mildest_published(bits):
+    """No row has more than 4 bits: the interval reaches from nothing to what 4 bits may lose, and is not total loss."""
+    loss, low, high, model = evaluate(**{"decoder/weight_bits": bits}, **DECODER_ONLY)
+    at_4 = evaluate(**{"decoder/weight_bits": 4}, **DECODER_ONLY)
+    assert low == 0.0
+    assert 0 < loss < at_4[0]
+    assert high == pytest.approx(at_4[2])
+    assert high < math.log(model.vocab_size)
+
+
+def test_mild_pruning_is_bounded_by_the_mildest_published():
+    loss, low, high, _ = evaluate(ffn_keep=0.95)
+    least = fits().pruning_ratio[0]
+    assert least == pytest.approx(0.2)
+    p, q, s = fits().pruning
+    assert low == 0.0
+    assert (
+        loss < high == pytest.approx(KNOWN_FACTOR * math.exp(p + q * math.log(least) + s * math.log(6.738)), rel=1e-3)
+    )
+
+
+def test_the_lineage_at_another_size_is_not_known():
+    from dse.model import Model
+
+    config = {
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    small = Model.from_config(config, name="llama-1.1b")
+    problem = Problem({"target": small}, Scenario(), read_hardware("h100-sxm-80gb"))
+    space = Space({"decoder/weight_bits": Choice(4), **{n: Choice(v) for n, v in DECODER_ONLY.items()}}).bind(problem)
+    result = catalogue.cost_model("prior").prepare(problem).evaluate(space.decode(space.reference_codes()))
+    _, high = result.intervals["quality_loss"]
+    assert high[0] / result.values["quality_loss"][0] == pytest.approx(UNKNOWN_FACTOR)
+
+
 def test_nothing_compressed_loses_nothing():
     assert evaluate()[:3] == (0.0, 0.0, 0.0)
 
