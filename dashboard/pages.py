@@ -14,7 +14,7 @@ from dse.errors import DseError, UserError
 from dse.hypervolume import hypervolume
 from dse.metrics import METRICS
 from dse.pareto import ParetoArchive
-from dse.results import Results
+from dse.results import Results, show_knob
 from dse.results import show as shown
 
 POINTS_DRAWN = 20_000
@@ -102,8 +102,12 @@ def _front_plot(results: Results, on_front: np.ndarray) -> None:
     names = [n for n in results.metrics.values if np.isfinite(results.metrics.values[n]).any()]
     wanted = results.goal.metrics
     left, middle, right = st.columns([3, 3, 2])
-    x_name = left.selectbox("horizontal", names, index=names.index(wanted[0]))
-    y_name = middle.selectbox("vertical", names, index=names.index(wanted[min(1, len(wanted) - 1)]))
+    if not names:
+        st.info("No design has metrics yet.")
+        return
+    first, second = (n if n in names else names[0] for n in (wanted[0], wanted[min(1, len(wanted) - 1)]))
+    x_name = left.selectbox("horizontal", names, index=names.index(first))
+    y_name = middle.selectbox("vertical", names, index=names.index(second))
     with right:
         logs = (st.checkbox("log horizontal"), st.checkbox("log vertical"))
     feasible = np.flatnonzero(results.violation == 0)
@@ -164,13 +168,14 @@ def design_page() -> None:
         st.subheader("Metrics")
         metrics = results.metrics.take(slice(int(number), int(number) + 1))
         rows = [
-            (n, shown(metrics, n, 0), metrics.basis.get(n, ""), METRICS[n].help) for n in metrics.values if n in METRICS
+            (n, shown(metrics, n, 0), metrics.basis.get(n, ""), METRICS[n].help if n in METRICS else "")
+            for n in metrics.values
         ]
         st.dataframe(pd.DataFrame(rows, columns=["metric", "value", "basis", "meaning"]), hide_index=True)
     with right:
         st.subheader("Knobs")
-        knobs = [(label, str(k["value"]), k["unit"]) for label, k in record["knobs"].items()]
-        st.dataframe(pd.DataFrame(knobs, columns=["knob", "value", "unit"]), hide_index=True)
+        knobs = [(label, show_knob(label, k["value"])) for label, k in record["knobs"].items()]
+        st.dataframe(pd.DataFrame(knobs, columns=["knob", "value"]), hide_index=True)
     if record["status"] == "ok":
         _breakdowns(results, int(number))
 

@@ -6,7 +6,8 @@ row by row in that order. Fields that a search space leaves alone are broadcast 
 no memory.
 
 The content hash of a row is taken over the canonical values of all fields and the content hashes of models and
-hardware, never over the codes of a search space: the same design has the same hash in every study.
+hardware, never over the codes of a search space: the same design has the same hash in every study whose fields go to
+the same depth (a map by channel groups is another description, even where its groups agree).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ OPTIONAL: Final = {
     "ray": "ray",
     "streamlit": "dashboard",
     "plotly": "dashboard",
+    "openai": "llm",
     "psycopg": "postgres",
     "torch": "torch",
 }

@@ -12,7 +12,7 @@ claims to be OK makes that row failed: a number that is not right is worse than 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Final
@@ -69,9 +69,7 @@ class Evaluation:
         for combination in self._combinations():
             with suppress(UserError):  # hardware that cannot be costed: its designs fail, with the reason
                 found |= {name: None for evaluator in self._evaluators(combination) for name in evaluator.metrics}
-        for name in found:
-            if not _METRIC_NAME.fullmatch(name):
-                raise UserError(f"a cost model gives the metric {name!r}", "use lower-case letters, digits and '_'")
+        check_metric_names(found)
         return list(found)
 
     def fingerprints(self) -> list[str]:
@@ -143,6 +141,17 @@ class Evaluation:
     def problem_of(self, combination: tuple[Value, ...]) -> Problem:
         """Return the problem with the structural knobs at the given values."""
         return self.space.schema.problem.bind(dict(zip(self._structural, combination, strict=True)))
+
+
+def check_metric_names(names: Iterable[str]) -> None:
+    """Check that metric names are plain words: they are shown on pages and written into files.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        if not _METRIC_NAME.fullmatch(name):
+            raise UserError(f"{name!r} is no name for a metric", "use lower-case letters, digits and '_'")
 
 
 def _guarded(evaluator: Evaluator, batch: DesignBatch) -> MetricBatch:

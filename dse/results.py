@@ -15,9 +15,10 @@ import numpy as np
 
 from dse import text, units
 from dse.errors import StoreRefused, UserError, unknown
-from dse.evaluation import Evaluation
+from dse.evaluation import Evaluation, check_metric_names
 from dse.metrics import METRICS, MetricBatch, Status
 from dse.objectives import Goal
+from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
 from dse.protocols import Breakdown, Chosen
@@ -60,6 +61,7 @@ class Results:
             space = Space.from_json(row.spec["space"]).bind(problem)
             goal = Goal.from_json(row.spec["goal"])
             stored = store.load(row.id, code_dtype(space), space.n_parameters)
+            check_metric_names(name for group in stored.metrics for name in group.values)
         except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
             raise StoreRefused(
                 f"study {name!r} in {store.shown} is damaged: {type(error).__name__}: {error}",
@@ -184,7 +186,11 @@ class Results:
         columns["violation"] = self.violation[index]
         rows = self.space.values(self.stored.codes[index])
         for label in self.space.labels:
-            columns[label] = [row.get(label) for row in rows]
+            column = [row.get(label) for row in rows]
+            whole = all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in column)
+            columns[label] = (
+                pd.Series(column, index=index, dtype="Int64") if whole else column
+            )  # inactive ones are missing
         return pd.DataFrame(columns, index=pd.Index(index, name="number"))
 
 
@@ -306,6 +312,13 @@ def show(metrics: MetricBatch, name: str, row: int) -> str:
         return value
     low, high = (float(end[row]) for end in metrics.intervals[name])
     return f"{value} [{units.format_interval(low, high, name)}]"
+
+
+def show_knob(label: str, value: Value) -> str:
+    """Return a parameter's value for people, with its unit ("sram_bytes" 1048576 becomes "1 MiB")."""
+    name = label.partition("[")[0]
+    has_unit = units.unit_of(name) and not isinstance(value, str)
+    return units.format_quantity(float(value), name, 6) if has_unit else str(value)
 
 
 def _number(value: Any) -> float | None:

@@ -193,16 +193,11 @@ def _settings(settings: tuple[str, ...]) -> dict[str, str]:
 
 
 def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
+    from dse.results import show_knob
     from dse.text import table
 
-    rows = [[label, _knob(label, knob["value"], knob["unit"])] for label, knob in knobs.items()]
+    rows = [[label, show_knob(label, knob["value"])] for label, knob in knobs.items()]
     click.echo("\n" + table(["knob", "value"], rows, left=1))
-
-
-def _knob(label: str, value: Any, unit: str) -> str:
-    from dse.units import format_quantity
-
-    return format_quantity(float(value), label.partition("[")[0], 6) if unit else str(value)
 
 
 def _print_metrics(metrics: Any) -> None:

@@ -35,8 +35,8 @@ def write_files(exported: Exported, folder: str | Path, *, overwrite: bool = Fal
         if path.exists() and not overwrite:
             raise UserError(f"{str(path)!r} exists", "--overwrite replaces it, --out names another folder")
     try:
-        root.mkdir(parents=True, exist_ok=True)
         for path, content in zip(paths, exported.files.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, content)
     except OSError as error:
         raise UserError(f"{str(root)!r} cannot be written: {error.strerror}") from None

@@ -20,6 +20,7 @@ from dse.metrics import MetricBatch, Status, ToldLimit
 from dse.store import tables
 from dse.store.failures import translated
 
+STATES: Final = ("new", "running", "paused", "interrupted", "stopped", "finished", "failed")
 LEASE_S: Final = 60.0
 HEARTBEAT_S: Final = 15.0
 STALE_S: Final = 3600.0
@@ -460,7 +461,7 @@ def _with_counts() -> Any:
 
 
 def _study_row(row: Any) -> StudyRow:
-    state = row.state
+    state = row.state if row.state in STATES else "damaged"
     if state in ("running", "paused") and not _is_held(row.lease_owner, row.lease_until_s, time.time()):
         state = "interrupted"  # its process was killed before it could say so
     return StudyRow(
