@@ -32,7 +32,7 @@ study = Study(
         loop_order=Choice("mnk", "nmk", "mkn", "nkm"),
     ),
     objectives="min latency_s, min energy_j, min quality_loss",
-    constraints="area_mm2 <= 40, memory_bytes <= 4 GiB",
+    constraints="area_mm2 <= 40, memory_bytes <= 4 GiB, quality_loss <= 1",
     trials=2_000,
 )
 
