@@ -188,9 +188,8 @@ class Results:
         for label in self.space.labels:
             column = [row.get(label) for row in rows]
             whole = all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in column)
-            columns[label] = (
-                pd.Series(column, index=index, dtype="Int64") if whole else column
-            )  # inactive ones are missing
+            # Inactive parameters are missing values; they do not turn whole numbers into fractions.
+            columns[label] = pd.Series(column, index=index, dtype="Int64") if whole else column
         return pd.DataFrame(columns, index=pd.Index(index, name="number"))
 
 
