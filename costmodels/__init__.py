@@ -7,6 +7,7 @@ scalesim.py     one matrix product as SCALE-Sim counts it: cycles, on-chip and D
 serial.py       the analytical model of an accelerator in the mode "scalesim"
 device.py       analytical cost of a model on a device with datasheet numbers
 analytical.py   the hardware cost model "analytical": one of the two, by the problem's hardware
+outside/        tools of the field, run in their own process, to check single matrix products against
 prior.py        the quality cost model "prior": published tables, with intervals
 """
 
@@ -17,4 +18,9 @@ from typing import Final
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
     "prior": "costmodels.prior:Prior",
+}
+
+OUTSIDE_TOOLS: Final = {
+    "scalesim": "costmodels.outside.scalesim:ScaleSim",
+    "zigzag": "costmodels.outside.zigzag:ZigZag",
 }
