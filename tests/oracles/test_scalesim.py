@@ -258,3 +258,23 @@ def test_many_products_at_once_are_the_same_products():
     part = scalesim.count(*(a[some] for a in numbers), stays[some], *(a[some] for a in words))
     for a, b in zip(whole, part, strict=True):
         assert (a[some] == b).all()
+
+
+def test_a_study_names_the_mode_and_reads_it_back(tmp_path):
+    from dse import Scenario, Study
+    from dse.results import Results
+    from dse.store import open_store
+    from dse.testing.samples import small_model
+
+    study = Study(
+        "serial", model=small_model("text"), scenario=Scenario(prompt_tokens=7, output_tokens=5),
+        hardware="npu-template", space=Space(pe_rows=Choice(8, 16, 32), pe_cols=Choice(8, 16, 32)),
+        objectives="min latency_s, min area_mm2", cost_models=("analytical:scalesim", "prior"), proposers="random",
+    )  # fmt: skip
+    study.run(8, db=tmp_path / "a.db", report=lambda _: None, executor="local")
+    store = open_store(str(tmp_path / "a.db"), read_only=True)
+    found = Results.load(store, "serial")
+    store.close()
+    assert found.design(0).provenance["cost_model.hardware"].startswith("analytical:scalesim ")
+    latency = next(p for p in found.breakdown(0) if p.metric == "latency_s")
+    assert latency.parts.sum() == pytest.approx(found.design(0).metrics.values["latency_s"][0])
