@@ -42,7 +42,7 @@ lock: .venv/dev
 	$(BIN)/python scripts/lock.py
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .tools build dist *.egg-info
 
 .venv/runtime: requirements/runtime.lock pyproject.toml scripts/setup.py
 	@$(SETUP) runtime

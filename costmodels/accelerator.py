@@ -154,7 +154,7 @@ class AcceleratorEvaluator:
         for phase in sizes.phases:
             tables = self.workload.tables(batch.schema)
             coefficients = VectorCoefficients.of(tables.vectors[phase.name].labels)
-            work = _work(phase, coefficients, chip)
+            work = _work(phase, self.run_products(phase.gemms.planes, chip), coefficients, chip)
             seconds[phase.name] = work.seconds(chip)
             events = events.plus(work.events(), self._passes(phase.name))
             live = np.maximum(live, work.live_bytes.max(axis=1))
@@ -168,6 +168,10 @@ class AcceleratorEvaluator:
         if ledger is not None:
             _record_totals(ledger, chip, sizes, live, latency)
         return self._metrics(chip, sizes, seconds, latency, events, live, tiles)
+
+    def run_products(self, sizes: np.ndarray, chip: Chip) -> np.ndarray:
+        """Return what products do on their chips: the planes of :func:`costmodels.systolic.run_products`."""
+        return run_products(sizes, chip.arrays)
 
     def _passes(self, phase: str) -> float:
         """Return how often a phase runs in a request: prefill gives the first output token, decode the others."""
@@ -225,9 +229,8 @@ def memory_limit(needed: np.ndarray, available: float, name: str) -> Limit:
     return Limit("memory_bytes", needed, np.full(len(needed), float(available)), text)
 
 
-def _work(phase: PhaseSizes, vector: VectorCoefficients, chip: Chip) -> _Work:
+def _work(phase: PhaseSizes, ran: np.ndarray, vector: VectorCoefficients, chip: Chip) -> _Work:
     g = phase.gemms
-    ran = run_products(g.planes, chip.arrays)
     a_moved, b_moved, o_moved = ran[A_MOVED], ran[B_MOVED], ran[O_MOVED]
     cached = ~g.is_weight & g.is_cached
     vector_ops, vector_bytes = phase.elements * vector.ops, phase.elements * vector.moved_bytes

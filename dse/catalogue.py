@@ -1,4 +1,4 @@
-"""Names to objects: cost models, proposers and exporters, ours and those of others, by one mechanism.
+"""Names to objects: cost models, proposers, exporters and outside tools, ours and those of others, by one mechanism.
 
 Each package announces a dict ``name -> "module:attribute"`` through an entry point, so adding a built-in is one line
 in that dict, and nothing is imported before it is asked for:
@@ -20,12 +20,13 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import CostModel, Exporter, Proposer
+from dse.protocols import CostModel, Exporter, OutsideTool, Proposer
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
     "proposer": "mfm_dse.proposers",
     "exporter": "mfm_dse.exporters",
+    "outside tool": "mfm_dse.outside_tools",
 }
 
 
@@ -40,7 +41,7 @@ class Listing:
 
 @cache
 def listing(kind: str) -> dict[str, Listing]:
-    """Return all entries of a kind ("cost model", "proposer", "exporter") by name, without importing them.
+    """Return all entries of a kind, one of :data:`GROUPS`, by name, without importing them.
 
     Raises:
         UserError: two distributions announce one name; nothing says which is meant.
@@ -101,4 +102,10 @@ def proposer(name: str) -> Proposer:
 def exporter(name: str) -> Exporter:
     """Return the exporter of that name; :func:`listing` names them all."""
     made: Exporter = _load("exporter", name)
+    return made
+
+
+def outside_tool(name: str) -> OutsideTool:
+    """Return the outside tool of that name; :func:`listing` names them all."""
+    made: OutsideTool = _load("outside tool", name)
     return made

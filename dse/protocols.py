@@ -1,4 +1,4 @@
-"""The four doors: what a cost model, a proposer, an executor and an exporter promise. Read this page first.
+"""The doors: what a cost model, a proposer, an executor, an exporter, an outside tool promise. Read this page first.
 
 A study goes round one loop (:mod:`dse.loop`):
 
@@ -267,4 +267,82 @@ class Exporter(Protocol):
 
     def export(self, chosen: Chosen) -> Exported:
         """Return the files; touches no file system itself."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- outside tools
+
+
+@dataclass(frozen=True)
+class CheckedProduct:
+    """One distinct matrix product O[m, n] = A[m, k] B[k, n] of a design, in our figures and in a tool's.
+
+    Attributes:
+        label: component and class of its operators.
+        count: how many of them a pass of the phase has.
+        share_ratio: part of the time of the phase's products, by our physical mode.
+        size: (m, n, k) in the design, means rounded up.
+        checked: (m, n, k) that both sides were asked about; smaller than ``size`` where the tool would take too long.
+        bits: widths of A and B.
+        ours: figure -> value for one product of size ``checked``: physical_cycles (array), memory_cycles (DRAM
+            bytes over bandwidth), latency_cycles (the longer), scalesim_cycles, energy_j (leakage excluded).
+        tool: figure -> value: cycles, and what else the tool says; empty if it failed.
+        error: why it failed, "" if it did not.
+    """
+
+    label: str
+    count: float
+    share_ratio: float
+    size: tuple[int, int, int]
+    checked: tuple[int, int, int]
+    bits: tuple[float, float]
+    ours: Mapping[str, float]
+    tool: Mapping[str, float]
+    error: str
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    """A design's heaviest products against a tool of the field.
+
+    Attributes:
+        tool: its name and version.
+        phase: "encode", "prefill" or "decode".
+        compared: which of ``ours`` stands against the tool's cycles.
+        products: the heaviest first.
+        not_expressible: what of the design the tool cannot say, one sentence each.
+    """
+
+    tool: str
+    phase: str
+    compared: str
+    products: Sequence[CheckedProduct]
+    not_expressible: Sequence[str] = ()
+
+
+@runtime_checkable
+class OutsideTool(Protocol):
+    """A tool of the field that a design can be checked against, in its own environment and process.
+
+    Attributes:
+        name: its name in the catalogue.
+        help: what it is, and what of it is compared.
+    """
+
+    name: str
+    help: str
+
+    def check(self, chosen: Chosen, phase: str, top: int, python: str, limit_s: float) -> CrossCheck:
+        """Return the heaviest products of a design beside the tool's figures.
+
+        Args:
+            chosen: a design on an accelerator template.
+            phase: "encode", "prefill" or "decode".
+            top: how many distinct products, by time.
+            python: interpreter that has the tool, "" to look for one.
+            limit_s: time that one product may take.
+
+        Raises:
+            UserError: no interpreter with the tool, or a design that has no array.
+        """
         ...

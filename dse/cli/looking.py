@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from dse.results import Results
 
 
-def _results(study: str, db: str | None) -> Results:
+def stored_results(study: str, db: str | None) -> Results:
+    """Return what a stored study found."""
     from dse.results import Results
     from dse.store import open_store
     from dse.study import database
@@ -80,7 +81,7 @@ def _ago(then_s: float) -> str:
 @json_option
 def front(study: str, db: str | None, as_json: bool) -> None:
     """Print the Pareto front of STUDY."""
-    results = _results(study, db)
+    results = stored_results(study, db)
     found = results.front()
     if as_json:
         goal = results.row.spec["goal"]
@@ -96,7 +97,7 @@ def front(study: str, db: str | None, as_json: bool) -> None:
 @json_option
 def show(study: str, number: int, db: str | None, as_json: bool) -> None:
     """Show design NUMBER of STUDY: knobs, metrics, breakdown, origin."""
-    results = _results(study, db)
+    results = stored_results(study, db)
     chosen = results.design(number)
     record = results.records([number])[0]
     parts = _breakdown(results, number) if record["status"] == "ok" else []
@@ -270,7 +271,7 @@ def export(
     from dse import catalogue
     from dse.export import write_files
 
-    results = _results(study, db)
+    results = stored_results(study, db)
     chosen = results.design(number)
     if results.violation[number] > 0 and not force:
         raise UserError(f"design {number} is not feasible: {results.reason(number)}", "--force exports it all the same")

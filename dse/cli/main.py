@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "show": "dse.cli.looking",
     "evaluate": "dse.cli.looking",
     "export": "dse.cli.looking",
+    "crosscheck": "dse.cli.crosscheck",
     "dashboard": "dse.cli.looking",
     "models": "dse.cli.catalogs",
     "model": "dse.cli.catalogs",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from costmodels import scalesim
 from dse import Choice, Float, Scenario, Space, Study, catalogue
 from dse.hardware import read_hardware
 from dse.hypervolume import hypervolume
@@ -97,8 +98,19 @@ def rates() -> dict[str, tuple[float, str]]:
         found[f"hypervolume, {n} points, {m} objectives"] = (1 / seconds, "fronts")
     cloud = rng.random((100_000, 3))
     found["first front of 100,000 points, 3 objectives"] = (1 / cpu_s(lambda: first_front(cloud)), "fronts")
+    found["SCALE-Sim's counts in closed form, 1,000,000 products"] = (1e6 / cpu_s(products()), "products")
     found["study of a small model, random, to SQLite"] = (study_rate(), "designs")
     return found
+
+
+def products(n: int = 1_000_000) -> Callable[[], object]:
+    """Return the counting of drawn products on drawn arrays, on all dataflows."""
+    rng = np.random.default_rng(0)
+    sizes = [rng.integers(1, 8192, n).astype(np.float64) for _ in range(3)]
+    sides = [2.0 ** rng.integers(3, 8, n) for _ in range(2)]
+    words = [1024.0 * rng.integers(1, 512, n) for _ in range(3)]
+    stays = rng.integers(0, 3, n)
+    return lambda: scalesim.count(*sizes, *sides, stays, *words)
 
 
 def study_rate(n: int = 2048) -> float:

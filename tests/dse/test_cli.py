@@ -136,6 +136,53 @@ def test_run_look_and_export(folder, capsys):
     assert call(capsys, "export", "small", number, "--to", "design", "--overwrite")[0] == 0
 
 
+class Ruler:
+    """An outside tool that says what it is told, and fails on the third product."""
+
+    name, help = "ruler", ""
+
+    def check(self, chosen, phase, top, python, limit_s):
+        from dse.protocols import CheckedProduct, CrossCheck
+
+        def product(i, cycles, error=""):
+            ours = {"physical_cycles": 90.0, "memory_cycles": 10.0, "latency_cycles": 90.0, "scalesim_cycles": 110.0,
+                    "energy_j": 1e-3 * (i + 1)}  # fmt: skip
+            tool = {"cycles": cycles, "energy_j": 2e-3 / (i + 1)} if not error else {}
+            return CheckedProduct(
+                "decoder linear", 24.0, 0.2, (7, 64, 32), (7, 64, 32 - i), (8.0, 4.0), ours, tool, error
+            )
+
+        assert (chosen.number, phase, python, limit_s) == (3, "decode", "/x/python", 9.0)
+        found = [product(0, 100.0), product(1, 100.0), product(2, 0.0, "stopped after 9 s"), product(3, 120.0)]
+        return CrossCheck("Ruler 1", phase, "latency_cycles", found[:top], ["the colour of the chip"])
+
+
+def test_crosscheck_sets_a_tools_figures_beside_ours(folder, capsys, monkeypatch):
+    from dse import catalogue
+
+    asked = []
+    monkeypatch.setattr(catalogue, "outside_tool", lambda name: (asked.append(name), Ruler())[1])
+    call(capsys, "run", "small.py", "--trials", "16")
+    arguments = ["crosscheck", "small", "3", "--with", "ruler", "--phase", "decode", "--python", "/x/python",
+                 "--limit", "9"]  # fmt: skip
+    code, out, err = call(capsys, *arguments)
+    assert code == 0
+    assert asked == ["ruler"]
+    lines = out.splitlines()
+    assert lines[0] == "design 3 of study 'small', decode: Ruler 1 against latency_cycles"
+    assert "-10.00 %" in lines[3]
+    assert "failed" in lines[5]
+    assert "7 x 64 x 30: the tool stopped after 9 s" in err
+    assert "not expressible: the colour of the chip" in err
+    # |90/100 - 1| twice and |90/120 - 1|; our energies rise where the tool's fall.
+    assert "median difference 10.00 %, rank correlation of energies -1.00" in out
+    found = document(capsys, *arguments, "--top", "2")
+    assert found["products"][0]["difference_ratio"] == pytest.approx(-0.1)
+    assert found["products"][0]["size_mnk"] == [7, 64, 32]
+    assert found["energy_rank_correlation"] is None, "two products rank nothing"
+    assert found["not_expressible"] == ["the colour of the chip"]
+
+
 def test_running_again_continues(folder, capsys):
     assert document(capsys, "run", "small.py", "--trials", "16")["designs"] == 16
     assert document(capsys, "run", "small.py", "--trials", "16")["designs"] == 32
