@@ -180,11 +180,15 @@ def fit(groups: Mapping[Key, Group]) -> dict[Key, np.ndarray]:
     fitted: dict[Key, np.ndarray] = {}
     for turn in range(ROUNDS):
         for key, group in groups.items():
-            starts = [_start(key.op, means[key.op], change) for change in (_STARTS if turn == 0 else ({},))]
-            fitted[key] = _fit_group(group, means[key.op], [*starts, *([fitted[key]] if key in fitted else [])])
+            starts = [fitted[key]] if turn else [_start(key.op, means[key.op], c) for c in _STARTS if _fits(key.op, c)]
+            fitted[key] = _fit_group(group, means[key.op], starts)
         if turn < ROUNDS - 1:
             means = {op: _mean(op, means[op], [k for key, k in fitted.items() if key.op == op]) for op in means}
     return fitted
+
+
+def _fits(op: str, change: Mapping[str, float]) -> bool:
+    return all(name in PRIORS[op] for name in change)
 
 
 def _start(op: str, mean: np.ndarray, change: Mapping[str, float]) -> np.ndarray:
@@ -235,7 +239,7 @@ def _descend(group: Group, mean: np.ndarray, start: np.ndarray) -> tuple[np.ndar
 
     inside = np.clip((np.log(start[free]) - low) / (high - low), 0.002, 0.998)
     # The rows of a group may be fewer than its constants; the pull makes up for them.
-    answer = least_squares(residuals, np.arcsin(2 * inside - 1), method="lm", max_nfev=600)
+    answer = least_squares(residuals, np.arcsin(2 * inside - 1), method="lm", ftol=1e-5, xtol=1e-4, max_nfev=300)
     return constants(answer.x), float(answer.cost)
 
 

@@ -52,6 +52,7 @@ class Device:
         aliases: other names that tables of measurements use for it.
         n_cores: independent processors that blocks of a kernel are spread over (streaming multiprocessors), None if
             unknown.
+        launch_ratio: duration of a kernel launch relative to the measured devices (a slower host), 1 if not given.
         peak_ops_per_s: dense peak by precision (multiply and add counted as two), those that are known.
         memory_bytes: capacity of its main memory that a model may use.
         memory_bytes_per_s: bandwidth of that memory.
@@ -74,6 +75,7 @@ class Device:
     architecture: str
     aliases: tuple[str, ...]
     n_cores: int | None
+    launch_ratio: float
     peak_ops_per_s: Mapping[str, float]
     memory_bytes: int
     memory_bytes_per_s: float
@@ -228,7 +230,7 @@ def _read_document(document: Mapping[str, Any], where: str) -> Hardware:
 
 _DEVICE_NUMBERS: Final = {  # field -> required
     "memory_bytes": True, "memory_bytes_per_s": True, "cache_bytes": False, "power_w": False,
-    "link_bytes_per_s": False, "list_price_usd": False, "n_cores": False,
+    "link_bytes_per_s": False, "list_price_usd": False, "n_cores": False, "launch_ratio": False,
 }  # fmt: skip
 
 
@@ -267,6 +269,7 @@ def _read_device(document: Mapping[str, Any], where: str) -> Device:
         architecture=str(document.get("architecture", "")),
         aliases=tuple(aliases),
         n_cores=None if numbers["n_cores"] is None else int(numbers["n_cores"]),
+        launch_ratio=1.0 if numbers["launch_ratio"] is None else numbers["launch_ratio"],
         peak_ops_per_s={p: _positive(peaks[p], f"peak_ops_per_s.{p}", where) for p in PRECISIONS if p in peaks},
         memory_bytes=int(numbers["memory_bytes"] or 0),
         memory_bytes_per_s=float(numbers["memory_bytes_per_s"] or 0),
