@@ -299,7 +299,7 @@ class Outcome:
     """A table's fit and its errors."""
 
     entries: Sequence[Entry]
-    transfer: Mapping[str, tuple[float, float]]
+    transfer: Mapping[tuple[str, str], tuple[float, float]]
     scores: Sequence[Score]
 
 
@@ -318,8 +318,10 @@ def calibrate(rows: Sequence[Measurement], devices: Mapping[str, Device]) -> Out
     entries = [
         Entry(key, k, len(groups[key].rows), _error(halves[key]), bands[key]) for key, k in fitted.items()
     ]
-    ops = sorted({key.op for key in borrowed})
-    transfer = {op: band(np.concatenate([r for key, r in borrowed.items() if key.op == op])) for op in ops}
+    transfer = {}
+    for op, precision in sorted({(key.op, p) for key in borrowed for p in (key.precision, "")}):
+        mine = [r for key, r in borrowed.items() if key.op == op and precision in ("", key.precision)]
+        transfer[op, precision] = band(np.concatenate(mine))
     return Outcome(entries, transfer, _scores(groups, devices, halves, folds, borrowed))
 
 

@@ -8,9 +8,9 @@ A device asks in this order, and says which it got:
 
 1. its own constants ("calibrated"); vLLM before TensorRT-LLM where both were measured;
 2. those of its relatives ("transferred"): measured devices of the same vendor and architecture if there are any, else of
-   the same vendor, else all. Their constants are averaged in logarithms, weighted by 1 / d^2, where d^2 = (log of the
-   ratio of their compute-to-bandwidth balances)^2 + 0.1, + 0.5 if one is a datacenter training part and the other not
-   (their power and memory differ in kind). The band is that of leaving each measured device out in turn; another vendor
+   the same vendor, else all. Their constants are averaged in logarithms, weighted by 1 / d^2, where d^2 = 0.1 + (years
+   between their architectures / 6)^2, + 0.5 if one is a datacenter training part and the other not (their power and
+   memory differ in kind). Peaks and bandwidths do not enter, so that a faster device never gets worse constants. The band is that of leaving each measured device out in turn; another vendor
    or class of device (edge, client) doubles it either way;
 3. where nobody has the precision, that of the next one in :data:`FALLBACKS`, by the same two steps.
 """
@@ -45,6 +45,9 @@ FALLBACKS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 OTHER_KIND: Final = 2.0  # factor on a transferred band for another vendor or class of device
 """Recalled, not read in a source: an order of magnitude, and the widest band that is given."""
+
+ARCHITECTURE_YEARS: Final = {"Ampere": 2020, "Hopper": 2022, "Ada": 2022, "Blackwell": 2024}
+"""Year in which the vendor announced it; recalled."""
 
 CALIBRATED: Final = "calibrated"
 TRANSFERRED: Final = "transferred"
@@ -84,13 +87,13 @@ class Book:
 
     Attributes:
         entries: by key.
-        transfer: op -> band of borrowed constants.
+        transfer: (op, precision), or (op, "") for any -> band of borrowed constants.
         source: where the measurements come from.
         devices: the devices that entries name, for the rules of kinship.
     """
 
     entries: Mapping[Key, Entry]
-    transfer: Mapping[str, tuple[float, float]]
+    transfer: Mapping[tuple[str, str], tuple[float, float]]
     source: Mapping[str, Any]
     devices: Mapping[str, Device] = field(repr=False)
 
@@ -104,7 +107,7 @@ class Book:
             own = self._of(device.name, op, variant, name)
             if own is not None:
                 is_exact = (own.key.precision, own.key.variant) == (precision, variant)
-                band = own.band if is_exact else self._wider(own.band, op)
+                band = own.band if is_exact else self._wider(own.band, op, precision)
                 return Found(own.constants, band, CALIBRATED if is_exact else TRANSFERRED, (own.key,))
             borrowed = self._borrow(device, op, variant, name)
             if borrowed is not None:
@@ -139,14 +142,41 @@ class Book:
             is_kin = is_kin and all(self.devices[e.key.device].vendor == device.vendor for e in found)
         if not found:
             return None
-        constants = average(device, [(self.devices[e.key.device], e.constants) for e in found])
-        low, high = self.transfer.get(op, (0.5, 2.0))
+        plain = "bfloat16/kv:bfloat16" if "/" in precision else "bfloat16"
+        own = self._plain(device, op, variant, plain) if precision != plain else None
+        lent = [(self.devices[e.key.device], self._carried_over(e, own, plain)) for e in found]
+        constants = average(device, lent)
+        low, high = self._transfer_band(op, precision)
         if not is_kin:
             low, high = low / OTHER_KIND, high * OTHER_KIND
         return Found(constants, (low, high), TRANSFERRED, tuple(e.key for e in found))
 
-    def _wider(self, band: tuple[float, float], op: str) -> tuple[float, float]:
-        low, high = self.transfer.get(op, (0.5, 2.0))
+    def _plain(self, device: Device, op: str, variant: str, plain: str) -> np.ndarray | None:
+        """Return a measured device's constants at 16 bits, None for a device without."""
+        entry = self._of(device.name, op, variant, plain)
+        if entry is None:
+            names, _ = self.relatives(device)
+            entry = next((e for e in (self._of(n, op, variant, plain) for n in names[:1]) if len(names) == 1 and e), None)
+        return None if entry is None else entry.constants
+
+    def _carried_over(self, lender: Entry, own: np.ndarray | None, plain: str) -> np.ndarray:
+        """Return lent constants as a change from the lender's 16-bit ones, where both sides have those."""
+        base = self.entries.get(lender.key._replace(precision=plain))
+        if own is None or base is None:
+            return lender.constants
+        change = np.where(base.constants > 0, lender.constants / np.where(base.constants > 0, base.constants, 1.0), 0.0)
+        changed = np.where((change > 0) & (own > 0), own * change, lender.constants)
+        for at in (kernels.COMPUTE, kernels.BANDWIDTH):
+            changed[at] = min(changed[at], 1.0)
+        for at in (kernels.GAIN, kernels.MISALIGNED):
+            changed[at] = max(changed[at], 1.0)
+        return changed
+
+    def _transfer_band(self, op: str, precision: str) -> tuple[float, float]:
+        return self.transfer.get((op, precision), self.transfer.get((op, ""), (0.5, 2.0)))
+
+    def _wider(self, band: tuple[float, float], op: str, precision: str) -> tuple[float, float]:
+        low, high = self._transfer_band(op, precision)
         return min(low, band[0]), max(high, band[1])
 
 
@@ -159,13 +189,9 @@ def average(device: Device, known: Sequence[tuple[Device, np.ndarray]]) -> np.nd
 
 
 def _distance(a: Device, b: Device) -> float:
-    apart = np.log(balance(a) / balance(b)) ** 2 + 0.1
-    return float(apart + (0.5 if (a.kind == "datacenter") != (b.kind == "datacenter") else 0.0))
-
-
-def balance(device: Device) -> float:
-    """Return operations per byte at which a device is as busy computing as reading, at its widest precision."""
-    return next(iter(device.peak_ops_per_s.values()), 1.0) / device.memory_bytes_per_s
+    years = [ARCHITECTURE_YEARS.get(d.architecture) for d in (a, b)]
+    apart = 4.0 if None in years else abs(float(years[0] or 0) - float(years[1] or 0))
+    return 0.1 + (apart / 6.0) ** 2 + (0.5 if (a.kind == "datacenter") != (b.kind == "datacenter") else 0.0)
 
 
 def _is_server(device: Device) -> bool:
@@ -229,7 +255,10 @@ def read_book(document: Mapping[str, Any], where: str, devices: Iterable[Device]
             known[key.device] = _catalogue_device(key.device, where)
     if not entries:
         raise HardwareError(f"{where} has no [[kernel]]", "write it with 'dse calibrate TABLE.csv --out FILE'")
-    transfer = {str(t["op"]): (float(t["low_ratio"]), float(t["high_ratio"])) for t in document.get("transfer", ())}
+    transfer = {
+        (str(t["op"]), str(t["precision"])): (_number(t, "low_ratio"), _number(t, "high_ratio"))
+        for t in document.get("transfer", ())
+    }
     return Book(entries, transfer, dict(document.get("source", {})), known)
 
 
@@ -250,15 +279,17 @@ def _number(table: Mapping[str, Any], name: str) -> float:
 def book_hash(book: Book) -> str:
     """Return a hash of all constants, part of an evaluator's fingerprint."""
     numbers = {"/".join(k): [*e.constants.tolist(), *e.band] for k, e in sorted(book.entries.items())}
-    return content_hash({"kernels": numbers, "transfer": {k: list(v) for k, v in sorted(book.transfer.items())}})
+    return content_hash({"kernels": numbers, "transfer": {"/".join(k): list(v) for k, v in sorted(book.transfer.items())}})
 
 
-def as_toml(entries: Iterable[Entry], transfer: Mapping[str, tuple[float, float]], source: Mapping[str, Any]) -> str:
+def as_toml(
+    entries: Iterable[Entry], transfer: Mapping[tuple[str, str], tuple[float, float]], source: Mapping[str, Any]
+) -> str:
     """Return a file of constants as text."""
     lines = ["# Kernel constants, as `dse calibrate` fits them; what they mean: docs/devices.md.", "", "[source]"]
     lines += [f"{name} = {_toml(value)}" for name, value in source.items()]
-    for op, (low, high) in sorted(transfer.items()):
-        lines += ["", "[[transfer]]", f'op = "{op}"', f"low_ratio = {low:.4g}", f"high_ratio = {high:.4g}"]
+    for (op, precision), (low, high) in sorted(transfer.items()):
+        lines += ["", "[[transfer]]", f'op = "{op}"', f'precision = "{precision}"', f"low_ratio = {low:.4g}", f"high_ratio = {high:.4g}"]
     for entry in sorted(entries, key=lambda e: e.key):
         lines += ["", "[[kernel]]", *(f"{name} = {_toml(value)}" for name, value in entry.key._asdict().items())]
         numbers = {"held_out_ratio": entry.held_out_ratio, "low_ratio": entry.band[0], "high_ratio": entry.band[1]}

@@ -29,6 +29,7 @@ Form after the roofline with smoothed maximum; constants and validation in docs/
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -75,7 +76,8 @@ def smooth_max(a: float, b: float, exponent: float) -> float:
     high, low = max(a, b), min(a, b)
     if low <= 0.0:
         return high
-    return high * (1.0 + (low / high) ** exponent) ** (1.0 / exponent)
+    # exp and log cost half of two powers
+    return high * math.exp(math.log1p(math.exp(exponent * math.log(low / high))) / exponent)
 
 
 @njit(cache=True)
