@@ -5,7 +5,7 @@ constants of (device, framework, op, precision) that :mod:`costmodels.calibratio
 
     compute  c = compute_s (1 + block_rows / rows) (misaligned_ratio where its dimensions are odd) / compute_ratio
     memory   m = traffic_s (1 - h + h / cache_gain_ratio) / bandwidth_ratio,  h = 1 / (1 + (fill / cache_fill_ratio)^12)
-    work     w = smax(smax(c, m; blend), chain_ratio m / waves; 2) (1 + tail_ratio / waves)
+    work     w = smax(smax(c, m; blend) (1 + tail_ratio / waves), chain_ratio m / waves; 2)
     latency  t = smax(launch_s, w + pass_ratio pass_s; overlap),   smax(a, b; q) = (a^q + b^q)^(1/q)
 
 - *Smooth maximum*: compute and traffic overlap, imperfectly near the ridge. The same form joins launch and work:
@@ -100,13 +100,13 @@ def kernel_seconds(
     c = compute_s * (1.0 + k[BLOCK] / rows) * odd / k[COMPUTE]
     h = resident_ratio(fill, k[FILL])
     m = traffic_s * (1.0 - h + h / k[GAIN]) / k[BANDWIDTH]
-    work = smooth_max(c, m, k[BLEND])
+    work = smooth_max(c, m, k[BLEND]) * (1.0 + k[TAIL] / waves)
     if k[CHAIN] > 0.0:
         chain = k[CHAIN] * m / waves
         high, low = max(work, chain), min(work, chain)
         if high > 0.0:
             work = high * (1.0 + (low / high) * (low / high)) ** 0.5
-    busy = work * (1.0 + k[TAIL] / waves) + k[PASS] * pass_s
+    busy = work + k[PASS] * pass_s
     return busy, smooth_max(k[LAUNCH], busy, k[OVERLAP]), c, m
 
 
