@@ -9,7 +9,7 @@ A device asks in this order, and says which it got:
 1. its own constants ("calibrated"); vLLM before TensorRT-LLM where both were measured;
 2. those of its relatives ("transferred"): measured devices of the same vendor and architecture if there are any, else of
    the same vendor, else all. Their constants are averaged in logarithms, weighted by 1 / d^2, where d^2 = 0.1 + (years
-   between their architectures / 6)^2, + 0.5 if one is a datacenter training part and the other not (their power and
+   between their architectures / 6)^2, + 1 if one is a datacenter training part and the other not (their power and
    memory differ in kind). Peaks and bandwidths do not enter, so that a faster device never gets worse constants. The band is that of leaving each measured device out in turn; another vendor
    or class of device (edge, client) doubles it either way;
 3. where nobody has the precision, that of the next one in :data:`FALLBACKS`, by the same two steps.
@@ -191,7 +191,7 @@ def average(device: Device, known: Sequence[tuple[Device, np.ndarray]]) -> np.nd
 def _distance(a: Device, b: Device) -> float:
     years = [ARCHITECTURE_YEARS.get(d.architecture) for d in (a, b)]
     apart = 4.0 if None in years else abs(float(years[0] or 0) - float(years[1] or 0))
-    return 0.1 + (apart / 6.0) ** 2 + (0.5 if (a.kind == "datacenter") != (b.kind == "datacenter") else 0.0)
+    return 0.1 + (apart / 6.0) ** 2 + (1.0 if (a.kind == "datacenter") != (b.kind == "datacenter") else 0.0)
 
 
 def _is_server(device: Device) -> bool:
