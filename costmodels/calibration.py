@@ -1,16 +1,19 @@
 """Fits kernel constants to measured latencies, and says how far off they are on rows that were not fitted.
 
-Constants minimise, in logarithms (so that errors are relative), a smoothed absolute error of the rows, plus a pull of each
-constant towards the mean of its kind: sum rho(log(predicted / measured) / 0.06) + sum ((log k - log mean_k) / width_k)^2,
-rho(e) = 2 (sqrt(1 + e^2) - 1). The means start at round neutral values (:data:`PRIORS`) and become, over three rounds, the
-medians over all groups of the op in the table (three groups or more): constants that a group's rows say nothing about
-take the value that other devices, frameworks and precisions have. Levels (launch, efficiencies) are free within a wide
+Constants minimise, in logarithms (so that errors are relative), a smoothed absolute error of the rows, plus a pull of
+each constant towards the mean of its kind:
+
+    sum rho(log(predicted / measured) / 0.06) + sum ((log k - log mean_k) / width_k)^2,  rho(e) = 2 (sqrt(1 + e^2) - 1)
+
+The means start at round neutral values (:data:`PRIORS`) and become, over three rounds, the medians over all groups of
+the op in the table (three groups or more): constants that a group's rows say nothing about take the value that other
+devices, frameworks and precisions have. Levels (launch, efficiencies) are free within a wide
 pull, shapes (exponents, waves) are held close to their mean; all have physical bounds, efficiencies at most 1. Starting
 points are fixed, nothing is random.
 
-Held-out error: the rows of each (device, framework, op, variant, precision) are ordered by a hash of what they are about
-and dealt in turn into halves (or k folds); each fold is predicted by a fit of the others, means included. Transfer: each
-device is left out of the fit, and predicted from its datasheet with the constants of its relatives.
+Held-out error: the rows of each (device, framework, op, variant, precision) are ordered by a hash of what they are
+about and dealt in turn into halves (or k folds); each fold is predicted by a fit of the others, means included.
+Transfer: each device is left out of the fit, and predicted from its datasheet with the constants of its relatives.
 """
 
 from __future__ import annotations
@@ -77,7 +80,9 @@ PRIORS: Final[Mapping[str, Mapping[str, Prior]]] = {
         misaligned_ratio=Prior(1.2, 0.8, 1.0, 10.0),
     ),
     "generation_attention": _priors(1e-5, 0.3, 0.85, 2.0, chain_ratio=Prior(0.05, 1.0, 1e-3, 5.0)),
-    "moe": _priors(3e-5, 0.5, 0.8, 2.0, pass_ratio=Prior(1.0, 0.8, 0.01, 30.0), block_rows=Prior(50.0, 1.0, 0.5, 512.0)),
+    "moe": _priors(
+        3e-5, 0.5, 0.8, 2.0, pass_ratio=Prior(1.0, 0.8, 0.01, 30.0), block_rows=Prior(50.0, 1.0, 0.5, 512.0)
+    ),
     "allreduce": {
         "direct_launch_s": Prior(5e-6, 0.8, 1e-6, 1e-3), "ring_launch_s": Prior(3e-5, 0.8, 1e-6, 1e-3),
         "hop_ratio": Prior(0.1, 1.0, 1e-3, 3.0), "direct_ratio": Prior(0.6, 0.5, 0.05, 1.0),
@@ -250,7 +255,9 @@ def held_out(groups: Mapping[Key, Group], devices: Mapping[str, Device], n_folds
     """Return predicted over measured of every row by a fit that has not seen its fold, in the groups' row order."""
     ratios = {key: np.full(len(group.rows), np.nan) for key, group in groups.items()}
     for fold in range(n_folds):
-        train, test = ({key: _part(group, devices, fold, n_folds, out) for key, group in groups.items()} for out in (0, 1))
+        train, test = (
+            {key: _part(group, devices, fold, n_folds, out) for key, group in groups.items()} for out in (0, 1)
+        )
         fitted = fit({key: group for key, group in train.items() if group.rows})
         for key, group in test.items():
             if group.rows and key in fitted:
@@ -315,9 +322,7 @@ def calibrate(rows: Sequence[Measurement], devices: Mapping[str, Device]) -> Out
     borrowed = transferred(groups, devices)
     fitted = fit(groups)
     bands = _bands(halves)
-    entries = [
-        Entry(key, k, len(groups[key].rows), _error(halves[key]), bands[key]) for key, k in fitted.items()
-    ]
+    entries = [Entry(key, k, len(groups[key].rows), _error(halves[key]), bands[key]) for key, k in fitted.items()]
     transfer = {}
     for op, precision in sorted({(key.op, p) for key in borrowed for p in (key.precision, "")}):
         mine = [r for key, r in borrowed.items() if key.op == op and precision in ("", key.precision)]
@@ -326,7 +331,7 @@ def calibrate(rows: Sequence[Measurement], devices: Mapping[str, Device]) -> Out
 
 
 def _bands(ratios: Mapping[Key, np.ndarray]) -> dict[Key, tuple[float, float]]:
-    """Return the band of each key: from its (op, precision) on all devices and frameworks, or its op where rows are few."""
+    """Return the band of each key: that of its (op, precision) on all devices, or of its op where rows are few."""
 
     def pooled(key: Key, same: Callable[[Key], Any]) -> np.ndarray:
         return np.concatenate([r for other, r in ratios.items() if same(other) == same(key)])

@@ -6,8 +6,8 @@ M bytes per rank, n ranks, B the link bandwidth per direction of one device. Two
     direct   t = a_d (1 + hop (n - 2)) + 2 (n - 1) / n  M / (B e_d) (n / 2)^contention,  for messages up to a limit
 
 An all-reduce of M bytes sends 2 (n - 1) / n M per rank whatever the algorithm, a reduce-scatter followed by an
-all-gather; either alone, or an all-to-all, sends half of it. Above the limit the ring is used, and never counts less than
-the direct form would. ``contention`` is near 0 behind a switch that serves all ranks at once, and positive where
+all-gather; either alone, or an all-to-all, sends half of it. Above the limit the ring is used, and never counts less
+than the direct form would. ``contention`` is near 0 behind a switch that serves all ranks at once, and positive where
 ranks share a bus (PCI Express). Constants are fitted on all-reduces; all-gather, reduce-scatter and all-to-all are
 derived from the same ring with half the traffic, not measured.
 """

@@ -7,11 +7,13 @@ error and the band of measured / predicted on held-out rows; and for each op the
 A device asks in this order, and says which it got:
 
 1. its own constants ("calibrated"); vLLM before TensorRT-LLM where both were measured;
-2. those of its relatives ("transferred"): measured devices of the same vendor and architecture if there are any, else of
-   the same vendor, else all. Their constants are averaged in logarithms, weighted by 1 / d^2, where d^2 = 0.1 + (years
-   between their architectures / 6)^2, + 1 if one is a datacenter training part and the other not (their power and
-   memory differ in kind). Peaks and bandwidths do not enter, so that a faster device never gets worse constants. The band is that of leaving each measured device out in turn; another vendor
-   or class of device (edge, client) doubles it either way;
+2. those of its relatives ("transferred"): measured devices of the same vendor and architecture if there are any, else
+   of the same vendor, else all. Their constants are averaged in logarithms, weighted by 1 / d^2, where d^2 = 0.1 +
+   (years between their architectures / 6)^2, + 1 if one is a datacenter training part and the other not (their power
+   and memory differ in kind). Peaks and bandwidths do not enter, so that a faster device never gets worse constants.
+   The band is that of leaving each measured device out in turn; another vendor or class of device (edge, client)
+   doubles it either way. A precision that is not measured on the device or its relatives is carried over as the
+   lender's change from 16 bits, where both have been measured there;
 3. where nobody has the precision, that of the next one in :data:`FALLBACKS`, by the same two steps.
 """
 
@@ -156,7 +158,9 @@ class Book:
         entry = self._of(device.name, op, variant, plain)
         if entry is None:
             names, _ = self.relatives(device)
-            entry = next((e for e in (self._of(n, op, variant, plain) for n in names[:1]) if len(names) == 1 and e), None)
+            entry = next(
+                (e for e in (self._of(n, op, variant, plain) for n in names[:1]) if len(names) == 1 and e), None
+            )
         return None if entry is None else entry.constants
 
     def _carried_over(self, lender: Entry, own: np.ndarray | None, plain: str) -> np.ndarray:
@@ -279,7 +283,9 @@ def _number(table: Mapping[str, Any], name: str) -> float:
 def book_hash(book: Book) -> str:
     """Return a hash of all constants, part of an evaluator's fingerprint."""
     numbers = {"/".join(k): [*e.constants.tolist(), *e.band] for k, e in sorted(book.entries.items())}
-    return content_hash({"kernels": numbers, "transfer": {"/".join(k): list(v) for k, v in sorted(book.transfer.items())}})
+    return content_hash(
+        {"kernels": numbers, "transfer": {"/".join(k): list(v) for k, v in sorted(book.transfer.items())}}
+    )
 
 
 def as_toml(
@@ -289,7 +295,14 @@ def as_toml(
     lines = ["# Kernel constants, as `dse calibrate` fits them; what they mean: docs/devices.md.", "", "[source]"]
     lines += [f"{name} = {_toml(value)}" for name, value in source.items()]
     for (op, precision), (low, high) in sorted(transfer.items()):
-        lines += ["", "[[transfer]]", f'op = "{op}"', f'precision = "{precision}"', f"low_ratio = {low:.4g}", f"high_ratio = {high:.4g}"]
+        lines += [
+            "",
+            "[[transfer]]",
+            f'op = "{op}"',
+            f'precision = "{precision}"',
+            f"low_ratio = {low:.4g}",
+            f"high_ratio = {high:.4g}",
+        ]
     for entry in sorted(entries, key=lambda e: e.key):
         lines += ["", "[[kernel]]", *(f"{name} = {_toml(value)}" for name, value in entry.key._asdict().items())]
         numbers = {"held_out_ratio": entry.held_out_ratio, "low_ratio": entry.band[0], "high_ratio": entry.band[1]}

@@ -18,9 +18,9 @@ The working set that decides whether weights and cached keys stay in the last-le
 pass, not those of one kernel: the next pass finds them there only if all fit.
 
 The interval of a latency is the sum of the kernels' bands (90 % of held-out rows; see :mod:`costmodels.constants`),
-as if the errors of all kernels went the same way, and never below the roofline at full efficiency. Energy is bounded, not
-modelled: board power over the whole latency at most; its value and lower end are a half and a quarter of that, recalled
-orders of magnitude, not a source.
+as if the errors of all kernels went the same way, and never below the roofline at full efficiency. Energy is bounded,
+not modelled: board power over the whole latency at most; its value and lower end are a half and a quarter of that,
+recalled orders of magnitude, not a source.
 
 Left out: host and network, several devices, prefill in chunks, experts' load imbalance.
 """

@@ -135,10 +135,11 @@ class DeviceKernels:
             rows, cut, blocks = 2 * narrow + (s[M] > 1), np.full_like(moved, np.inf), s[COUNT] * 1.0
         elif phase == "prefill":
             rows = narrow
-            stored = np.where(narrow > 0, *(append_bytes(1.0, 0.0, ATTENTION[name]) / 2 for name in _CACHES[::-1]))
-            passed = s[COUNT] * s[N] * (s[K] + v[N]) * stored * g.is_cached[scores]
+            half = s[COUNT] * s[N] * (s[K] + v[N]) / 2 * g.is_cached[scores]  # elements of keys, and of values
+            appended = [append_bytes(half, np.zeros_like(half), ATTENTION[name]) for name in _CACHES]
+            passed = np.where(narrow > 0, appended[1], appended[0])
         if phase != "decode":
-            fill = moved / self._cache if self._cache else np.inf
+            fill = moved / self._cache if self._cache else np.full_like(moved, np.inf)
         work = Work(
             compute_s=2 * pairs * (computed_dim(s[K]) + computed_dim(v[N])) / self._peak(PLAIN_BITS),
             traffic_s=moved / bandwidth,

@@ -123,7 +123,9 @@ def seconds(work: Work, constants: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True)
-def kernel_planes(work: Work, row: np.ndarray, share: np.ndarray, constants: np.ndarray, bands: np.ndarray) -> np.ndarray:
+def kernel_planes(
+    work: Work, row: np.ndarray, share: np.ndarray, constants: np.ndarray, bands: np.ndarray
+) -> np.ndarray:
     """Return the planes of kernels with constants each, shape (6, n designs, q kernels).
 
     Args:

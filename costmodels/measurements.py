@@ -5,7 +5,7 @@ others are optional. ``shape`` is ``key=value;key=value``:
 
     gemm                  m, n, k                                     O[m, n] = A[m, k] W[k, n]
     context_attention     heads, kv_heads, head_dim, batch, isl       causal; step (cached positions before) optional
-    generation_attention  heads, kv_heads, head_dim, batch, step      one query per sequence, step positions in the cache
+    generation_attention  heads, kv_heads, head_dim, batch, step      one query per sequence, step positions cached
     encoder_attention     heads, head_dim, batch, isl                 not causal
     moe                   tokens, hidden, inter, topk, experts        three products; moe_tp, moe_ep, dist optional
     allreduce             gpus, elements                              elements of 16 bits
@@ -270,7 +270,14 @@ def _gemm(s: Mapping[str, np.ndarray], form: Format, variant: str) -> _Counts:
     m, n, k = s["m"], s["n"], s["k"]
     none = np.zeros_like(m)
     passed = quantising_bytes(m * k, form.act_bytes) if form.quantises else none
-    return 2 * m * n * k, m * k * form.act_bytes + n * k * form.weight_bytes + 2 * m * n, passed, none + 1, none + 1, none
+    return (
+        2 * m * n * k,
+        m * k * form.act_bytes + n * k * form.weight_bytes + 2 * m * n,
+        passed,
+        none + 1,
+        none + 1,
+        none,
+    )
 
 
 def quantising_bytes(elements: np.ndarray, act_bytes: float) -> np.ndarray:
@@ -330,4 +337,6 @@ def query_blocks(rows: np.ndarray) -> np.ndarray:
 
 def append_bytes(cached: np.ndarray, queries: np.ndarray, form: Format) -> np.ndarray:
     """Return the traffic of writing keys and values to the cache, and of quantising queries."""
-    return 2 * cached * (2.0 + form.weight_bytes) + (quantising_bytes(queries, form.act_bytes) if form.quantises else 0.0)
+    return 2 * cached * (2.0 + form.weight_bytes) + (
+        quantising_bytes(queries, form.act_bytes) if form.quantises else 0.0
+    )

@@ -129,7 +129,7 @@ class Calibrator(Protocol):
         ...
 
     def calibration_of(self, device: Device) -> Mapping[str, Any]:
-        """Return where a device's constants come from, as JSON types: basis, devices, source, and kernels one by one."""
+        """Return where a device's constants come from, as JSON types: basis, devices, source, kernels one by one."""
         ...
 
 

@@ -44,12 +44,13 @@ def calibrate(table: str, files: tuple[str, ...], out: str | None, as_json: bool
         emit({"scores": list(found.scores), "written": out})
         return
     header = [
-        "device", "op", "precision", "rows", "held-out %", "median %", "5 folds %", "roofline %", "fixed %", "transferred %",
+        "device", "op", "precision", "rows",
+        "held-out %", "median %", "5 folds %", "roofline %", "fixed %", "transferred %",
     ]  # fmt: skip
     click.echo(text_table(header, [_cells(score) for score in found.scores], left=3))
     click.echo(
-        "\nmean absolute relative errors; held-out: fitted on the other half of the rows; roofline: full efficiency, no "
-        "launch;\nfixed: one efficiency for all devices; transferred: constants of the table's other devices"
+        "\nmean absolute relative errors; held-out: fitted on the other half of the rows; roofline: full efficiency, "
+        "no launch;\nfixed: one efficiency for all devices; transferred: constants of the table's other devices"
     )
     if out:
         click.echo(f"constants written to {out}")

@@ -1,12 +1,12 @@
 """Calibration: tables that are refused, constants that are found again, and errors on rows that were not fitted.
 
-Targets are those of the project's issue on devices: mean absolute relative error, trained on one half of the rows and
-tested on the other.
+Targets: mean absolute relative error, trained on one half of the rows and tested on the other.
 """
 
 from __future__ import annotations
 
 import gzip
+import importlib.util
 from collections import defaultdict
 from pathlib import Path
 
@@ -143,7 +143,9 @@ def test_known_constants_are_found_again(rows):
         truth = np.array([p.value for p in calibration.PRIORS["gemm"].values()])
         truth[[kernels.LAUNCH, kernels.COMPUTE, kernels.BANDWIDTH]] *= rng.uniform(0.7, 1.2, 3)
         latencies = group.predict(truth)
-        made = [type(r)(r.key, r.shape, float(t), r.line, r.identity) for r, t in zip(group.rows, latencies, strict=True)]
+        made = [
+            type(r)(r.key, r.shape, float(t), r.line, r.identity) for r, t in zip(group.rows, latencies, strict=True)
+        ]
         groups[key] = calibration.Group(key, made, group.predict)
     for key, found in calibration.fit(groups).items():
         assert groups[key].predict(found) == pytest.approx(groups[key].measured_s, rel=0.02)
@@ -193,7 +195,9 @@ TARGETS = {  # (op, precision or "" for all): mean absolute relative error of he
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["gemm", "context_attention", "generation_attention", "encoder_attention", "moe", "allreduce"])
+@pytest.mark.parametrize(
+    "op", ["gemm", "context_attention", "generation_attention", "encoder_attention", "moe", "allreduce"]
+)
 def test_errors_on_the_half_that_was_not_fitted(rows, op):
     groups = calibration.groups_of([r for r in rows if r.key.op == op], DEVICES)
     errors, roofline, fixed = defaultdict(list), defaultdict(list), defaultdict(list)
@@ -210,8 +214,8 @@ def test_errors_on_the_half_that_was_not_fitted(rows, op):
         assert mean < np.concatenate(fixed[name]).mean() < np.concatenate(roofline[name]).mean(), name
 
 
-# Each device predicted from its datasheet and the others' constants, 16-bit products of vLLM. The issue asks for 12 % on A100
-# and H200, which are missed by a point, and 20 % on B200 and L40S. TensorRT-LLM on the L40S (34 %) is not predicted from
+# Each device predicted from its datasheet and the others' constants, 16-bit products of vLLM. The targets are 12 % on
+# A100 and H200, missed by a point, and 20 % on B200 and L40S. TensorRT-LLM on the L40S (34 %) is not predicted from
 # others: its rows were measured with a warm cache, theirs with a cold one.
 LEFT_OUT = {"a100-80gb-sxm": 0.135, "h200-sxm-141gb": 0.13, "b200-sxm-180gb": 0.20, "l40s": 0.20}
 
@@ -221,3 +225,24 @@ def test_16_bit_products_of_a_device_that_was_left_out(rows):
     found = calibration.transferred(calibration.groups_of(chosen, DEVICES), DEVICES)
     for key, ratios in found.items():
         assert np.abs(ratios - 1).mean() <= LEFT_OUT[key.device], key
+
+
+def test_a_gpt3_layer_on_four_a100(rows):
+    """LLMCompass's measured prefill of one layer, 66.75 ms, from shipped constants; no row of it was fitted.
+
+    Decode (1.11 ms) is out of reach: by the same constants 33 % short, because it ran unfused from Python, with launches
+    of 50 us that fused kernels do not have; with launches fitted to eager operators 16 % short (``make bench``).
+    """
+    path = Path(__file__).parents[1] / "benchmarks" / "devices.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_devices", path)
+    assert spec is not None
+    assert spec.loader is not None
+    layer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(layer)
+    measured = layer.measured_layer()
+    assert {phase: len(ops) for phase, ops in measured.items()} == {"prefill": 12, "decode": 12}
+    assert sum(measured["prefill"].values()) == pytest.approx(66.7472e-3, rel=1e-4)
+    assert sum(layer.shipped_layer("prefill", 8 * 2048, 2048).values()) == pytest.approx(66.7472e-3, rel=0.05)
+    assert sum(layer.eager_layer("prefill", 8 * 2048, 2048).values()) == pytest.approx(66.7472e-3, rel=0.05)
+    assert sum(layer.eager_layer("decode", 8, 1025).values()) == pytest.approx(1.1109e-3, rel=0.17)
+    assert not any("GPT" in row.identity for row in rows)

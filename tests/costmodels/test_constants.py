@@ -69,7 +69,10 @@ def test_a_precision_that_nobody_near_has_is_carried_over_as_a_change():
 
 
 def test_the_average_weighs_near_architectures_more():
-    lend = [(read_hardware(n), entry(OWN, launch_s).constants) for n, launch_s in (("a100-80gb-sxm", 1e-5), ("b200-sxm-180gb", 4e-5))]
+    lend = [
+        (read_hardware(n), entry(OWN, launch_s).constants)
+        for n, launch_s in (("a100-80gb-sxm", 1e-5), ("b200-sxm-180gb", 4e-5))
+    ]
     # H200: two years from either: 20 us. GB200: none from the B200, four from the A100: weights 10 and 1 / 0.544.
     assert average(read_hardware("h200-sxm-141gb"), lend)[0] == pytest.approx(2e-5)
     near = 10 / (10 + 1 / (0.1 + (4 / 6) ** 2))

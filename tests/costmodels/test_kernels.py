@@ -116,7 +116,7 @@ def test_four_times_slower_is_four_times_longer_exactly(k, of):
 
 
 def test_collectives_by_hand():
-    """4 ranks, 300 MB, 100 GB/s: a ring sends 2 x 3/4 x 300 MB = 450 MB per rank: 4.5 ms, 5 ms at 0.9, + 2 hops' launch."""
+    """4 ranks, 300 MB, 100 GB/s: a ring sends 2 x 3/4 x 300 MB = 450 MB per rank: 4.5 ms, 5 ms at 0.9, + launch."""
     k = np.array([5e-6, 2e-5, 0.5, 0.6, 0.9, 0.0, 1e6])
     ranks, large, small = np.array([4.0]), np.array([3e8]), np.array([1e5])
     assert collectives.all_reduce_s(large, ranks, 1e11, k)[0] == pytest.approx(

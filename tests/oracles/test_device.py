@@ -28,7 +28,9 @@ def evaluate(problem, **values):
 PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100
 
 
-def one_kernel(op, operations, moved, waves=1.0, rows=np.inf, passed=0.0, precision="bfloat16", variant="", fill=np.inf):
+def one_kernel(
+    op, operations, moved, waves=1.0, rows=np.inf, passed=0.0, precision="bfloat16", variant="", fill=np.inf
+):
     """The documented form, written anew, with the constants that an H100 borrows."""
     found = shipped().find(read_hardware("h100-sxm-80gb"), op, precision, variant).constants
     k = dict(zip(FIELDS, found.tolist(), strict=True))
