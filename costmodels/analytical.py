@@ -6,14 +6,17 @@ the one that counts as SCALE-Sim does.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
 
 from dse.errors import HardwareError, unknown
-from dse.hardware import Accelerator
+from dse.hardware import Accelerator, Device, hardware_names, read_hardware
 from dse.problem import Problem
-from dse.protocols import Evaluator
+from dse.protocols import Calibration, Evaluator
 
-VERSION = "1"
+VERSION = "2"
 
 PHYSICAL: Final = "physical"
 SCALESIM: Final = "scalesim"
@@ -75,3 +78,46 @@ class Analytical:
         from costmodels.device import DeviceEvaluator
 
         return DeviceEvaluator(problem, problem.hardware, VERSION)
+
+    def calibrate(self, table: Path, devices: Sequence[Device] = ()) -> Calibration:
+        """Return kernel constants fitted to a table of measurements; see :mod:`costmodels.calibration`.
+
+        Raises:
+            TableError: a table that cannot be used.
+        """
+        from costmodels.calibration import calibrate
+        from costmodels.constants import as_toml
+        from costmodels.measurements import read_table
+
+        known = [read_hardware(name) for name in hardware_names()]
+        catalogue = {d.name: d for d in (*known, *devices) if isinstance(d, Device)}
+        aliases = {alias: d for d in catalogue.values() for alias in d.aliases}
+        rows = read_table(table, {n.lower(): d for n, d in (aliases | catalogue).items()})
+        outcome = calibrate(rows, catalogue)
+        source = {"table": table.name, "n_rows": len(rows)}
+        return Calibration(
+            [asdict(score) for score in outcome.scores], as_toml(outcome.entries, outcome.transfer, source)
+        )
+
+    def calibration_of(self, device: Device) -> Mapping[str, Any]:
+        """Return where a device's kernel constants come from."""
+        from costmodels.constants import CALIBRATED, TRANSFERRED, book_for
+
+        book = book_for(device)
+        is_measured = book.is_measured(device)
+        names, is_kin = ([device.name], True) if is_measured else book.relatives(device)
+        kernels = [
+            {
+                "device": e.key.device, "framework": e.key.framework, "op": e.key.op, "variant": e.key.variant,
+                "precision": e.key.precision, "n_rows": e.n_rows, "held_out_ratio": e.held_out_ratio,
+            }
+            for e in sorted(book.entries.values(), key=lambda e: e.key)
+            if e.key.device in names
+        ]  # fmt: skip
+        return {
+            "basis": CALIBRATED if is_measured else TRANSFERRED,
+            "devices": names,
+            "is_other_kind": not is_kin,
+            "source": dict(book.source),
+            "kernels": kernels,
+        }

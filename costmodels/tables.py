@@ -79,12 +79,17 @@ class Gemms:
         planes: result of :func:`costmodels.products.size_products`, shape (8, n, j).
         is_weight: whether B is a weight (else keys or values), shape (j,).
         is_cached: whether B comes from the key-value cache, shape (j,).
+        is_expert: whether B is a weight of experts, shape (j,).
+        launch_share: part of a kernel launch that a product pays where it is a kernel's part, shape (j,); the products
+            of a block's experts run as one kernel.
         visible_ratio: part of rows x span that a causal mask leaves, shape (n or 1, j).
     """
 
     planes: np.ndarray
     is_weight: np.ndarray
     is_cached: np.ndarray
+    is_expert: np.ndarray
+    launch_share: np.ndarray
     visible_ratio: np.ndarray
 
 
@@ -121,6 +126,9 @@ class GemmTable:
             act=_act_columns(ops, schema, role),
             cache=_cache_columns(ops, schema, role),
         )
+        self._is_expert = self._products.copies > 1
+        of_block = np.bincount(self._products.block[self._is_expert], minlength=int(self._products.block.max()) + 1)
+        self._share = np.where(self._is_expert, 1.0 / np.maximum(of_block[self._products.block], 1), 1.0)
 
     def size(self, kept: Kept, bound: Binding, widths: Widths) -> Gemms:
         """Return the products for a batch of designs."""
@@ -135,7 +143,7 @@ class GemmTable:
             spans=full(beside([bound.span(*s) for s in self._spans]), n),
         )
         planes = size_products(self._products, numbers, widths)
-        return Gemms(planes, self._is_weight, self._is_cached, self._visible(bound))
+        return Gemms(planes, self._is_weight, self._is_cached, self._is_expert, self._share, self._visible(bound))
 
     def _visible(self, bound: Binding) -> np.ndarray:
         found = []

@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import CostModel, Exporter, OutsideTool, Proposer
+from dse.protocols import Calibrator, CostModel, Exporter, OutsideTool, Proposer
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
@@ -91,6 +91,19 @@ def cost_model(name: str) -> CostModel:
     """Return the cost model of that name; :func:`listing` names them all."""
     model: CostModel = _load("cost model", name)
     return model
+
+
+def calibrator() -> Calibrator:
+    """Return the first cost model, by name, that takes measurements of devices.
+
+    Raises:
+        UserError: none does.
+    """
+    for name in sorted(listing("cost model")):
+        model = _load("cost model", name)
+        if isinstance(model, Calibrator):
+            return model
+    raise UserError("no cost model takes measurements of devices", "'dse doctor' shows which are installed")
 
 
 def proposer(name: str) -> Proposer:

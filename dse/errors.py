@@ -6,6 +6,7 @@
     |   |-- SpaceError         a search space or a design that contradicts itself or the problem
     |   |-- ModelError         a model description that cannot be read
     |   |-- HardwareError      a hardware description that cannot be read
+    |   |-- TableError         a table of measurements that cannot be used: exit code 1
     |   |-- StudyChanged       a study of that name exists with another definition
     |   `-- StoreRefused       a database that is not ours, newer than this code, damaged or held by another process
     |-- StoreError             the storage failed while it was in use (disk full, connection lost): exit code 1
@@ -65,6 +66,12 @@ class ModelError(UserError):
 
 class HardwareError(UserError):
     """A hardware description that cannot be read."""
+
+
+class TableError(UserError):
+    """A table of measurements that cannot be used; names its line and column."""
+
+    exit_code = 1
 
 
 class StudyChanged(UserError):

@@ -48,6 +48,11 @@ class Device:
         name: catalogue name.
         title: name as people write it.
         kind: "datacenter", "edge", ...
+        vendor, architecture: who makes it and its generation, "" if unknown; what decides which device is a relative.
+        aliases: other names that tables of measurements use for it.
+        n_cores: independent processors that blocks of a kernel are spread over (streaming multiprocessors), None if
+            unknown.
+        launch_ratio: duration of a kernel launch relative to the measured devices (a slower host), 1 if not given.
         peak_ops_per_s: dense peak by precision (multiply and add counted as two), those that are known.
         memory_bytes: capacity of its main memory that a model may use.
         memory_bytes_per_s: bandwidth of that memory.
@@ -56,6 +61,8 @@ class Device:
         link_bytes_per_s: to its neighbours, per direction, None if unknown.
         price_usd_per_hour: (low, high) of rental offers, None if unknown.
         list_price_usd: None if unknown.
+        calibration: kernel constants measured on this very device, as ``dse calibrate --out`` writes them; None for
+            those that ship.
         sources: field -> where its value comes from, "*" for those not named; what starts with "recalled" was not
             read in any source.
         document: the TOML it was read from.
@@ -64,6 +71,11 @@ class Device:
     name: str
     title: str
     kind: str
+    vendor: str
+    architecture: str
+    aliases: tuple[str, ...]
+    n_cores: int | None
+    launch_ratio: float
     peak_ops_per_s: Mapping[str, float]
     memory_bytes: int
     memory_bytes_per_s: float
@@ -72,6 +84,7 @@ class Device:
     link_bytes_per_s: float | None
     price_usd_per_hour: tuple[float, float] | None
     list_price_usd: float | None
+    calibration: Mapping[str, Any] | None
     sources: Mapping[str, str]
     document: Mapping[str, Any] = field(repr=False)
 
@@ -140,7 +153,8 @@ def read_hardware(source: str | Path | Mapping[str, Any]) -> Hardware:
     """Return a hardware description.
 
     Args:
-        source: a catalogue name, the path of a TOML file, or the parsed document.
+        source: a catalogue name, the path of a TOML file, or the parsed document. A file may start from a catalogue
+            entry (``like = "h200-sxm-141gb"``) and name the kernel constants of its own (``calibration = "my.toml"``).
 
     Raises:
         HardwareError: the file cannot be read, or a field is missing, unknown or malformed; named with its file.
@@ -154,7 +168,7 @@ def read_hardware(source: str | Path | Mapping[str, Any]) -> Hardware:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise HardwareError(f"hardware file {str(path)!r} cannot be read: {error}") from None
-        return _read_text(text, str(path))
+        return _read_document(_with_files(_parse(text, str(path)), path), str(path))
     name = str(source).lower()
     files = _catalogue_files()
     if name not in files:
@@ -164,7 +178,7 @@ def read_hardware(source: str | Path | Mapping[str, Any]) -> Hardware:
 
 @cache
 def _read_catalogue(name: str) -> Hardware:
-    return _read_text(_catalogue_files()[name].read_text(encoding="utf-8"), name)
+    return _read_document(_parse(_catalogue_files()[name].read_text(encoding="utf-8"), name), name)
 
 
 @cache
@@ -173,12 +187,36 @@ def _catalogue_files() -> dict[str, Any]:
     return {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
 
 
-def _read_text(text: str, where: str) -> Hardware:
+def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        document = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise HardwareError(f"{where} is not TOML: {error}") from None
-    return _read_document(document, where)
+
+
+def _with_files(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a user's document with what it points to put in: a catalogue entry that it starts from, a calibration.
+
+    A stored study must not change when such a file does.
+    """
+    like = document.pop("like", None)
+    if like is not None:
+        base = read_hardware(str(like)).to_json()
+        for table in ("peak_ops_per_s", "source"):
+            document[table] = {**base.get(table, {}), **document.get(table, {})}
+        base.pop("aliases", None)
+        document = base | document
+    calibration = document.get("calibration")
+    if isinstance(calibration, str):
+        try:
+            text = (path.parent / calibration).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HardwareError(
+                f"{path}: its calibration {calibration!r} cannot be read: {error}",
+                "write it with 'dse calibrate TABLE.csv --out FILE'; paths are relative to the hardware file",
+            ) from None
+        document["calibration"] = _parse(text, calibration)
+    return document
 
 
 def _read_document(document: Mapping[str, Any], where: str) -> Hardware:
@@ -192,13 +230,13 @@ def _read_document(document: Mapping[str, Any], where: str) -> Hardware:
 
 _DEVICE_NUMBERS: Final = {  # field -> required
     "memory_bytes": True, "memory_bytes_per_s": True, "cache_bytes": False, "power_w": False,
-    "link_bytes_per_s": False, "list_price_usd": False,
+    "link_bytes_per_s": False, "list_price_usd": False, "n_cores": False, "launch_ratio": False,
 }  # fmt: skip
 
 
 def _read_device(document: Mapping[str, Any], where: str) -> Device:
-    _check_keys(document, {"type", "name", "title", "kind", "note", "peak_ops_per_s", "price_usd_per_hour", "source"}
-                | set(_DEVICE_NUMBERS), where)  # fmt: skip
+    _check_keys(document, {"type", "name", "title", "kind", "vendor", "architecture", "aliases", "note", "calibration",
+                           "peak_ops_per_s", "price_usd_per_hour", "source"} | set(_DEVICE_NUMBERS), where)  # fmt: skip
     numbers = {name: _number(document, name, where, required) for name, required in _DEVICE_NUMBERS.items()}
     peaks = document.get("peak_ops_per_s", {})
     if not isinstance(peaks, Mapping):
@@ -215,6 +253,15 @@ def _read_device(document: Mapping[str, Any], where: str) -> Device:
         low, high = (_positive(end, "price_usd_per_hour", where) for end in price)
         if low > high:
             raise HardwareError(f"{where}: price_usd_per_hour={price!r} is not [low, high]")
+    calibration = document.get("calibration")
+    if calibration is not None and not isinstance(calibration, Mapping):
+        raise HardwareError(
+            f"{where}: calibration={calibration!r} cannot be read here",
+            "a file names its calibration by path; a document without a file carries its content",
+        )
+    aliases = document.get("aliases", [])
+    if not isinstance(aliases, list) or not all(isinstance(a, str) for a in aliases):
+        raise HardwareError(f"{where}: aliases={aliases!r} is no list of names")
     sources = _sources(document, where)
     given = [n for n in _DEVICE_NUMBERS if n in document] + [f"peak_ops_per_s.{p}" for p in peaks]
     _check_sources(given + ["price_usd_per_hour"] * (price is not None), sources, where)
@@ -222,6 +269,11 @@ def _read_device(document: Mapping[str, Any], where: str) -> Device:
         name=_text(document, "name", where),
         title=_text(document, "title", where),
         kind=_text(document, "kind", where),
+        vendor=str(document.get("vendor", "")),
+        architecture=str(document.get("architecture", "")),
+        aliases=tuple(aliases),
+        n_cores=None if numbers["n_cores"] is None else int(numbers["n_cores"]),
+        launch_ratio=1.0 if numbers["launch_ratio"] is None else numbers["launch_ratio"],
         peak_ops_per_s={p: _positive(peaks[p], f"peak_ops_per_s.{p}", where) for p in PRECISIONS if p in peaks},
         memory_bytes=int(numbers["memory_bytes"] or 0),
         memory_bytes_per_s=float(numbers["memory_bytes_per_s"] or 0),
@@ -230,6 +282,7 @@ def _read_device(document: Mapping[str, Any], where: str) -> Device:
         link_bytes_per_s=numbers["link_bytes_per_s"],
         price_usd_per_hour=None if price is None else (float(price[0]), float(price[1])),
         list_price_usd=numbers["list_price_usd"],
+        calibration=calibration,
         sources=sources,
         document=document,
     )

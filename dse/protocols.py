@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from dse.designs import DesignBatch
+from dse.hardware import Device
 from dse.metrics import MetricBatch
 from dse.objectives import Goal
 from dse.params import Value
@@ -94,6 +96,40 @@ class CostModel(Protocol):
         Raises:
             UserError: the problem is none that this model can cost; the message says why.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants fitted to a table of measurements.
+
+    Attributes:
+        scores: per device, kind of kernel and precision, the errors on rows that were not fitted, as JSON types.
+        constants: the constants as TOML, to be named by a device's ``calibration``.
+    """
+
+    scores: Sequence[Mapping[str, Any]]
+    constants: str
+
+
+@runtime_checkable
+class Calibrator(Protocol):
+    """A cost model that takes measurements of devices; a capability beside :class:`CostModel`."""
+
+    def calibrate(self, table: Path, devices: Sequence[Device]) -> Calibration:
+        """Return constants fitted to a CSV table.
+
+        Args:
+            table: columns hw, op, precision, shape, latency_ms; framework and framework_version optional.
+            devices: those that are in no catalogue.
+
+        Raises:
+            TableError: a table that cannot be used; names line, column and remedy.
+        """
+        ...
+
+    def calibration_of(self, device: Device) -> Mapping[str, Any]:
+        """Return where a device's constants come from, as JSON types: basis, devices, source, kernels one by one."""
         ...
 
 

@@ -3,6 +3,7 @@
     main.py      the entry point: commands, exit codes, errors in words
     running.py   run, pause, resume, stop
     looking.py   studies, front, show, evaluate, export, dashboard
+    calibrating.py  calibrate
     catalogs.py  models, model, hardware, knobs, doctor
     output.py    one JSON document on stdout, or text for people
 

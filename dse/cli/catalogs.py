@@ -139,7 +139,7 @@ def hardware(name: str | None, as_json: bool) -> None:
         return
     found = [read_hardware(n) for n in hardware_names()]
     if as_json:
-        emit([h.to_json() for h in found])
+        emit([_with_calibration(h) for h in found])
         return
     rows = []
     for h in found:
@@ -162,10 +162,11 @@ def _show_hardware(found: Any, as_json: bool) -> None:
     from dse.units import format_quantity
 
     if as_json:
-        emit(found.to_json())
+        emit(_with_calibration(found))
         return
     click.echo(f"{found.name}: {found.title}")
     if isinstance(found, Device):
+        click.echo(_calibration_line(found))
         rows = [
             [f"peak {p}", f"{v / 1e12:g} T op/s", _source(found, f"peak_ops_per_s.{p}")]
             for p, v in found.peak_ops_per_s.items()
@@ -174,6 +175,7 @@ def _show_hardware(found: Any, as_json: bool) -> None:
             "memory_bytes",
             "memory_bytes_per_s",
             "cache_bytes",
+            "n_cores",
             "power_w",
             "link_bytes_per_s",
             "list_price_usd",
@@ -198,6 +200,28 @@ def _show_hardware(found: Any, as_json: bool) -> None:
         for n, c in found.constants.items()
     ]
     click.echo("\n" + table(["constant", "value", "band", "node", "source"], constants, left=5))
+
+
+def _with_calibration(found: Any) -> dict[str, Any]:
+    from dse.catalogue import calibrator
+    from dse.hardware import Device
+
+    document: dict[str, Any] = found.to_json()
+    if isinstance(found, Device):
+        document["calibration"] = calibrator().calibration_of(found)
+    return document
+
+
+def _calibration_line(device: Any) -> str:
+    from dse.catalogue import calibrator
+
+    found = calibrator().calibration_of(device)
+    if found["basis"] == "calibrated":
+        n_rows = sum(k["n_rows"] for k in found["kernels"])
+        origin = found["source"].get("origin") or found["source"].get("table", "its own table")
+        return f"kernels: calibrated on {n_rows:,} measurements of this device ({origin})"
+    wider = ", another vendor or class of device: the widest band" if found["is_other_kind"] else ", with a wider band"
+    return f"kernels: constants transferred from {', '.join(found['devices'])}{wider}"
 
 
 def _source(device: Any, field: str) -> str:

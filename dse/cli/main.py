@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "models": "dse.cli.catalogs",
     "model": "dse.cli.catalogs",
     "hardware": "dse.cli.catalogs",
+    "calibrate": "dse.cli.calibrating",
     "knobs": "dse.cli.catalogs",
     "doctor": "dse.cli.catalogs",
 }

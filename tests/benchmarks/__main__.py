@@ -28,6 +28,7 @@ from dse.pareto import first_front
 from dse.problem import Problem
 from dse.space import BoundSpace
 from dse.testing.samples import small_model
+from tests.benchmarks import devices
 
 REPEATS = 5
 
@@ -76,6 +77,24 @@ def llava_space() -> BoundSpace:
     ).bind(problem)
 
 
+def device_work() -> Callable[[], object]:
+    """Return the evaluation of 1,024 designs of LLaVA-1.5-7B on an H200, widths per module and pruning per block."""
+    scenario = Scenario(images=1, image_px=(336, 336), prompt_tokens=64, output_tokens=64)
+    problem = Problem({"target": read_model("llava-1.5-7b")}, scenario, read_hardware("h200-sxm-141gb"))
+    space = Space(
+        weight_bits=Choice(4, 8, 16, per="module"),
+        act_bits=Choice(8, 16, per="module"),
+        kv_bits=Choice(8, 16, per="block"),
+        head_keep=Float(0.5, 1.0, per="block"),
+        ffn_keep=Float(0.5, 1.0, per="block"),
+        visual_token_keep=Choice(0.25, 0.5, 1.0),
+        batch=Choice(1, 4, 8),
+    ).bind(problem)
+    evaluator = catalogue.cost_model("analytical").prepare(problem)
+    batch = space.decode(space.sample(1024, np.random.default_rng(0)))
+    return lambda: evaluator.evaluate(batch)
+
+
 def rates() -> dict[str, tuple[float, str]]:
     """Return every rate with its unit."""
     found: dict[str, tuple[float, str]] = {}
@@ -88,6 +107,7 @@ def rates() -> dict[str, tuple[float, str]]:
         batch = space.decode(codes)
         both = cpu_s(lambda batch=batch: (analytical.evaluate(batch), prior.evaluate(batch)))
         found[f"LLaVA-1.5-7B, all metrics, batch {n}"] = (n / both, "designs")
+    found["LLaVA-1.5-7B on a GPU, batch 1024"] = (1024 / cpu_s(device_work()), "designs")
     codes = space.sample(1024, rng)
     found["decode codes, 1,024 rows"] = (1024 / cpu_s(lambda: space.decode(codes)), "designs")
     found["hash designs, 1,024 rows"] = (1024 / cpu_s(lambda: space.decode(codes).hashes), "designs")
@@ -143,6 +163,10 @@ def main() -> None:
     print(f"{'':58}{'per CPU second':>16}{'per yardstick':>16}")
     for name, (rate, unit) in found.items():
         print(f"{name:58}{rate:>16,.0f}{rate * stick:>16,.0f}  {unit}")
+    print("\nDevice kernels: errors on rows that were not fitted (a minute or two)\n")
+    print(devices.accuracy())
+    print("\nOne layer of GPT-3 175B on four A100, batch 8, 2,048 tokens; decode at position 1,025\n")
+    print(devices.gpt3_layer())
     if arguments.json:
         document = {"yardstick_s": stick, "rates_per_s": {name: rate for name, (rate, _) in found.items()}}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")

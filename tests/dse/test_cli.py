@@ -233,6 +233,65 @@ def test_output_that_nobody_takes(tmp_path, sink, code, said):
     assert "Traceback" not in done.stderr
 
 
+# ------------------------------------------------------------------ measurements of devices
+
+
+def test_calibrate_own_device_from_table_to_evaluation(folder, capsys):
+    """A device of the user's own: measured, fitted, and evaluated with what was fitted."""
+    description = 'type = "device"\nname = "mine"\ntitle = "Mine"\nlike = "h200-sxm-141gb"\n'
+    (folder / "mine.toml").write_text(description)
+    lines = ["hw,op,precision,shape,latency_ms"]
+    for m in (1, 8, 32, 128, 512, 2048):
+        for n, k in ((4096, 4096), (8192, 8192), (14336, 4096), (4096, 14336)):
+            seconds = 3e-5 + max(2 * m * n * k / (0.5 * 989e12), 2 * (m * k + n * k + m * n) / (0.6 * 4.8e12))
+            lines.append(f"mine,gemm,bfloat16,m={m};n={n};k={k},{seconds * 1e3:.6f}")
+    (folder / "table.csv").write_text("\n".join(lines))
+    arguments = ("calibrate", "table.csv", "--hardware", "mine.toml", "--out", "constants.toml")
+    (score,) = document(capsys, *arguments)["scores"]
+    assert (score["device"], score["op"], score["precision"], score["n_rows"]) == ("mine", "gemm", "bfloat16", 24)
+    assert score["error_ratio"] < 0.05 < score["roofline_ratio"]
+    code, out, _ = call(capsys, *arguments)
+    assert code == 0
+    assert "held-out %" in out
+    assert "constants written to constants.toml" in out
+
+    (folder / "mine.toml").write_text(description + 'calibration = "constants.toml"\n')
+    assert document(capsys, "hardware", "mine.toml")["calibration"]["basis"] == "calibrated"
+    assert "calibrated on 24 measurements of this device" in call(capsys, "hardware", "mine.toml")[1]
+    evaluated = [
+        document(capsys, "evaluate", "--model", "llama-3.1-8b", "--hardware", name, "--set", "batch=1")
+        for name in ("mine.toml", "h200-sxm-141gb")
+    ]
+    mine, h200 = (e["metrics"]["tpot_s"]["value"] for e in evaluated)
+    assert mine > 1.2 * h200  # launches of 30 us and 0.6 of the bandwidth
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("h200_sxm,gemm,bfloat16,m=1;n=2;k=3,-1", "table.csv: line 2: column 'latency_ms' is '-1'"),
+        ("h201_sxm,gemm,bfloat16,m=1;n=2;k=3,1", "did you mean 'h200_sxm'"),
+    ],
+)
+def test_a_bad_table_exits_with_1(folder, capsys, line, said):
+    (folder / "table.csv").write_text(f"hw,op,precision,shape,latency_ms\n{line}\n")
+    code, out, err = call(capsys, "calibrate", "table.csv")
+    assert (code, out) == (1, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert call(capsys, "calibrate", "none.csv")[0] == 1
+    assert call(capsys, "calibrate")[0] == 2
+
+
+def test_hardware_says_where_its_constants_come_from(capsys):
+    assert "calibrated on 962 measurements of this device" in call(capsys, "hardware", "h200-sxm-141gb")[1]
+    assert "transferred from h200-sxm-141gb, with a wider band" in call(capsys, "hardware", "h100-sxm-80gb")[1]
+    assert "the widest band" in call(capsys, "hardware", "tpu-v5e")[1]
+    assert document(capsys, "hardware", "l4")["calibration"]["devices"] == ["l40s"]
+    listed = {h["name"]: h for h in document(capsys, "hardware")}
+    assert listed["b200-sxm-180gb"]["calibration"]["basis"] == "calibrated"
+
+
 # ------------------------------------------------------------------ study files that cannot be run
 
 

@@ -117,7 +117,11 @@ def test_every_catalogue_key_and_knob_follows_the_naming_law():
         keys = [
             k
             for k in document
-            if k not in ("type", "name", "title", "kind", "note", "source", "reference", "constants")
+            if k
+            not in (
+                *("type", "name", "title", "kind", "vendor", "architecture", "aliases"),
+                *("note", "source", "reference", "constants"),
+            )
         ]
         keys += [*document.get("reference", {}), *document.get("constants", {})]
         for key in keys:
