@@ -10,17 +10,13 @@ import click
 from dse.cli.output import emit, json_option
 
 
-@click.command()
+@click.command(epilog="Example: dse calibrate measured.csv --out my-constants.toml")
 @click.argument("table", metavar="TABLE.csv")
 @click.option("--hardware", "files", multiple=True, metavar="FILE", help="TOML of a device that is in no catalogue.")
 @click.option("--out", metavar="FILE", help="Write the constants as TOML, for 'calibration = \"FILE\"' of a device.")
 @json_option
 def calibrate(table: str, files: tuple[str, ...], out: str | None, as_json: bool) -> None:
-    r"""Fit kernel constants to measured latencies, and print the error on rows that were not fitted.
-
-    \b
-    Example: dse calibrate measured.csv --out my-constants.toml
-    """
+    """Fit kernel constants to measured latencies, and print the error on rows that were not fitted."""
     from dse.catalogue import calibrator
     from dse.errors import TableError, UserError
     from dse.hardware import Device, read_hardware
