@@ -6,7 +6,7 @@ from dse.hardware import Accelerator
 from dse.problem import Problem
 from dse.protocols import Evaluator
 
-VERSION = "1"
+VERSION = "2"
 
 
 class Analytical:

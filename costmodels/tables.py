@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
@@ -73,19 +74,44 @@ class Kept:
 
 @dataclass(frozen=True)
 class Gemms:
-    """The matrix products of one phase for a batch of designs.
+    """The matrix products of one phase for a batch of designs, to be sized inside a compiled loop or all at once.
 
     Attributes:
-        planes: result of :func:`costmodels.products.size_products`, shape (8, n, j).
-        is_weight: whether B is a weight (else keys or values), shape (j,).
-        is_cached: whether B comes from the key-value cache, shape (j,).
-        visible_ratio: part of rows x span that a causal mask leaves, shape (n or 1, j).
+        table: the products.
+        bound: their symbols and pruning in numbers.
+        widths: their widths.
+        binding: what the symbols were bound by.
     """
 
-    planes: np.ndarray
-    is_weight: np.ndarray
-    is_cached: np.ndarray
-    visible_ratio: np.ndarray
+    table: GemmTable
+    bound: Bound
+    widths: Widths
+    binding: Binding
+
+    @property
+    def products(self) -> Products:
+        """The products as arrays."""
+        return self.table.products
+
+    @property
+    def is_weight(self) -> np.ndarray:
+        """Whether B is a weight (else keys or values), shape (j,)."""
+        return self.table.is_weight
+
+    @property
+    def is_cached(self) -> np.ndarray:
+        """Whether B comes from the key-value cache, shape (j,)."""
+        return self.table.is_cached
+
+    @cached_property
+    def planes(self) -> np.ndarray:
+        """Result of :func:`costmodels.products.size_products`, shape (8, n, j)."""
+        return size_products(self.products, self.bound, self.widths)
+
+    @cached_property
+    def visible_ratio(self) -> np.ndarray:
+        """Part of rows x span that a causal mask leaves, shape (n or 1, j)."""
+        return self.table.visible(self.binding)
 
 
 class GemmTable:
@@ -93,19 +119,22 @@ class GemmTable:
 
     Attributes:
         labels: (component, class) of each.
+        products: all of them as arrays.
+        is_weight: whether B is a weight (else keys or values), shape (j,).
+        is_cached: whether B comes from the key-value cache, shape (j,).
     """
 
     def __init__(self, graph: Graph, model: Model, schema: Schema, role: str) -> None:
         ops = [op for op in graph.ops if op.kind.is_matmul]
         modules = [model.module(op.module) if op.module else None for op in ops]
         self.labels = [(op.component, class_of(op.kind)) for op in ops]
-        self._is_weight = np.array([op.kind is OpKind.LINEAR for op in ops], dtype=bool)
-        self._is_cached = np.array([op.cached for op in ops], dtype=bool)
+        self.is_weight = np.array([op.kind is OpKind.LINEAR for op in ops], dtype=bool)
+        self.is_cached = np.array([op.cached for op in ops], dtype=bool)
         self._rows, rows = distinct([op.rows for op in ops])
         self._spans, span = distinct([(op.span, op.window, op.chunked) for op in ops])
         self._masks, self._mask = distinct([(op.rows, op.span, op.window, op.chunked, op.causal) for op in ops])
         weight, share = weight_columns(modules, schema, role)
-        self._products = Products(
+        self.products = Products(
             kind=np.array([_PRODUCT_OF[op.kind] for op in ops], dtype=np.int64),
             block=block_columns(ops, model),
             k=dim_table([op.k for op in ops]),
@@ -134,10 +163,10 @@ class GemmTable:
             sequences=full(beside([r.sequences for r in rows]), n),
             spans=full(beside([bound.span(*s) for s in self._spans]), n),
         )
-        planes = size_products(self._products, numbers, widths)
-        return Gemms(planes, self._is_weight, self._is_cached, self._visible(bound))
+        return Gemms(self, numbers, widths, bound)
 
-    def _visible(self, bound: Binding) -> np.ndarray:
+    def visible(self, bound: Binding) -> np.ndarray:
+        """Return the part of rows x span that causal masks leave, shape (n or 1, j)."""
         found = []
         for rows, span, window, chunked, causal in self._masks:
             length = bound.rows(rows).per_sequence

@@ -30,13 +30,13 @@ PRECISIONS: Final = ("fp16", "fp8", "int8", "fp4", "int4")
 
 ACCELERATOR_FIELDS: Final = (
     "pe_rows", "pe_cols", "n_cores", "dataflow", "sram_bytes", "dram_bytes_per_s", "freq_hz", "vector_lanes",
-    "tile_m", "tile_n", "tile_k", "loop_order",
+    "mac_array", "tile_m", "tile_n", "tile_k", "loop_order",
 )  # fmt: skip
 
 CONSTANTS: Final = (
     "mac_j_per_op", "mac_multiply_ratio", "vector_j_per_op", "sram_read_j_per_bit", "sram_write_j_per_bit",
     "sram_anchor_bytes", "sram_energy_exponent", "dram_j_per_bit", "leakage_w_per_mm2",
-    "pe_mm2_per_unit", "vector_lane_mm2_per_unit", "sram_mm2_per_byte", "phy_mm2_per_unit",
+    "pe_mm2_per_unit", "pe_scalable_area_ratio", "vector_lane_mm2_per_unit", "sram_mm2_per_byte", "phy_mm2_per_unit",
 )  # fmt: skip
 
 
