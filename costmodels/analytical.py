@@ -20,6 +20,7 @@ class Analytical:
         {
             "more_bandwidth_never_costs_time",
             "more_sram_never_costs_time",
+            "more_sram_never_moves_more",
             "fewer_bits_never_cost_bytes",
             "time_scales_with_time",
             "breakdown_adds_up",

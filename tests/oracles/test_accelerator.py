@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from dse.testing.samples import small_problem, small_space
 class Walk:
     problem: object
     batch: object
+    known: dict = field(default_factory=dict)
 
     def value(self, name, component="", block=-1, path="", default=16.0):
         field = self.batch.schema.fields.get(name)
@@ -148,13 +149,12 @@ class Walk:
         if "k" in stationary:
             unit["k"] *= packed
         steps = max(rows, least / slots)
-        best = min(
-            (self.traffic(count, sizes, element, order, tile), order, tile)
-            for tile in self.tiles(sizes, unit, steps)
-            for order in self.orders()
-            if self.fits(sizes, element, tile)
-        )
-        moved, tile = best[0], dict(zip("mnk", best[2], strict=True))
+        key = (count, m, k, n, *element.values(), a_bits, bits)
+        if key not in self.known:
+            fitting = [tile for tile in self.tiles(sizes, unit, steps) if self.fits(sizes, element, tile)]
+            every = itertools.product(fitting, self.orders())
+            self.known[key] = min((self.traffic(count, sizes, element, order, tile), tile) for tile, order in every)
+        moved, tile = self.known[key][0], dict(zip("mnk", self.known[key][1], strict=True))
 
         def pieces(axis):
             whole = math.floor(sizes[axis] / tile[axis])
@@ -180,25 +180,25 @@ class Walk:
         return ["mnk", "nmk", "mkn", "kmn", "nkm", "knm"] if asked == "auto" else [asked]
 
     def tiles(self, sizes, unit, steps):
-        """Every tile (m, n, k) that the mapper may choose from: the given one, or 1, 2, 4, ... pieces of a side."""
+        """Every tile (m, n, k) that the mapper may choose from: the given one, or 1, 2, 4, ... pieces and the most."""
         found = []
         for axis in "mnk":
             size, asked = sizes[axis], self.value(f"tile_{axis}")
             if asked:
                 found.append([min(asked, size)])
                 continue
-            sides = [size]
-            for trips in (2**i for i in range(1, 30)):
-                if unit[axis] > 1:
-                    n_folds = math.ceil(size / unit[axis])
-                    tile = math.ceil(n_folds / trips) * unit[axis]
-                    fine = n_folds >= trips
-                else:
+            if unit[axis] > 1:
+                folds = math.ceil(size / unit[axis])
+                sides = [math.ceil(folds / 2**i) * unit[axis] for i in range(24) if 2**i <= folds] + [unit[axis]]
+            else:
+                sides, even = [size], []
+                for trips in range(2, math.floor(size / steps) + 1):
                     tile = math.ceil(size / trips)
-                    fine = min(tile, size - tile * (math.ceil(size / tile) - 1)) >= steps
-                if not fine:
-                    break
-                sides.append(min(tile, size))
+                    if size - tile * (math.ceil(size / tile) - 1) >= steps:
+                        even.append(tile)
+                        sides += [tile] * (trips & (trips - 1) == 0)
+                sides += even[-1:]
+            sides = {min(tile, size) for tile in sides}
             found.append(sides)
         return itertools.product(*found)
 
