@@ -20,6 +20,13 @@ array but for the stationary operand of the first fold and the results of the la
 
     time = exposed / bandwidth + max(cycles / frequency, (traffic - exposed) / bandwidth)
 
+Ports. A step takes R operands along one edge of the array and C along the other, and gives C results (os: at the end
+of a fold); loading a fold takes a row of C per cycle. On-chip memory has a read port per streamed edge, one for the
+operand that stays, and one each to read and to write partial sums, as wide as the edge they serve. Each serves a row
+or column per cycle, so it needs T cycles for the streamed operand and the sums, and R for the operand that stays:
+max(T, R) is already the slowest of the array and its ports, and only DRAM can be slower. Wide operands take two cycles
+per step, in which their ports move two halves.
+
 Tiles. A product is cut into tiles tile_m x tile_n x tile_k, worked off fold by fold, edge tiles with their true size.
 Tiles of A and B are double-buffered on chip, but for an operand of one tile, which is used while it fills; the output
 tile stays at accumulator width while k advances. Tile loops

@@ -18,6 +18,7 @@ from typing import Final, Protocol, TypeVar
 import numpy as np
 
 from costmodels.products import LINEAR, PLAIN_BITS, SCORE, VALUE, Bound, Products, Widths, size_products
+from costmodels.sums import sum_elements
 from dse.designs import DesignBatch
 from dse.model import Dim, Graph, Model, Module, Op, OpKind
 from dse.problem import WeightFormat
@@ -70,6 +71,10 @@ class Kept:
     heads: np.ndarray
     channels: np.ndarray
     block: np.ndarray
+
+    def full(self, n: int) -> Kept:
+        """Return the same with a row for each of n designs, as compiled loops want it."""
+        return Kept(full(self.heads, n), full(self.channels, n), full(self.block, n))
 
 
 @dataclass(frozen=True)
@@ -205,21 +210,22 @@ class VectorTable:
         keys = [_VectorGroup(op.component, op.kind, op.rows, _span_of(op)) for op in ops]
         self._groups, index = distinct(keys)
         self.labels = [(g.component, g.kind) for g in self._groups]
-        shape = (len(self._groups), len(model.blocks) + 1)
-        self._fixed, self._per_head, self._per_channel = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        sizes: dict[tuple[int, int], np.ndarray] = {}
         for op, group, column in zip(ops, index, block_columns(ops, model), strict=True):
             size = (op.heads if op.kind is OpKind.SOFTMAX else op.n).times(op.n_active)
-            self._fixed[group, column] += size.fixed
-            self._per_head[group, column] += size.per_head
-            self._per_channel[group, column] += size.per_ffn
+            at = (int(group), int(column))
+            sizes[at] = sizes.get(at, np.zeros(3)) + np.array(tuple(size), dtype=np.float64)
+        entries = np.array(list(sizes), dtype=np.int64).reshape(-1, 2)
+        self._group, self._block = np.ascontiguousarray(entries[:, 0]), np.ascontiguousarray(entries[:, 1])
+        self._size = np.array(list(sizes.values())).reshape(-1, 3)
 
     def elements(self, kept: Kept, bound: Binding) -> np.ndarray:
-        """Return the elements that each group writes, shape (n or 1, g)."""
+        """Return the elements that each group writes, shape (n, g), where ``kept`` has n rows."""
         if not self._groups:
             return np.zeros((1, 0))
-        # Not a matrix product and not einsum: their sums depend, in the last bit, on the number of rows.
-        heads, channels, block = (a[:, None, :] for a in (kept.heads, kept.channels, kept.block))
-        per_row = (block * (self._fixed + self._per_head * heads + self._per_channel * channels)).sum(axis=2)
+        per_row = sum_elements(
+            self._group, self._block, self._size, len(self._groups), kept.heads, kept.channels, kept.block
+        )
         rows = [bound.rows(g.rows) for g in self._groups]
         total = beside([r.per_sequence * r.sequences for r in rows])
         span = beside([bound.span(*g.span) if g.span[0] else _ONE for g in self._groups])
@@ -335,6 +341,8 @@ def unique_rows(array: np.ndarray) -> np.ndarray:
 
 def full(array: np.ndarray, n: int) -> np.ndarray:
     """Return a contiguous float64 array of n rows, as compiled loops want it."""
+    if len(array) == n and array.dtype == np.float64 and array.flags.c_contiguous:
+        return array
     return np.ascontiguousarray(np.broadcast_to(array, (n, array.shape[1])), dtype=np.float64)
 
 

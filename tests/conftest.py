@@ -27,7 +27,7 @@ def _renew_compiled_code() -> None:
     """Touch compiled modules that are older than what they call: numba checks the file of the caller alone."""
     folder = Path(__file__).parents[1] / "costmodels"
     compiled = [
-        folder / f"{name}.py" for name in ("products", "systolic", "mapper", "passes")
+        folder / f"{name}.py" for name in ("products", "sums", "systolic", "mapper", "passes")
     ]  # each calls those before
     newest = max(path.stat().st_mtime for path in compiled)
     if compiled[-1].stat().st_mtime < newest:

@@ -210,11 +210,11 @@ def _decoder_bytes(problem: Problem, batch: DesignBatch, row: int, phase: str) -
         least = n_weights * width
         if phase == "prefill" and sram and op.rows == "token":
             outputs = op.n.size(heads, channels)
-            blocks = n_weights / (outputs * op.k.size(heads, channels))
-            narrowest = min(width, *(w / 8 for w in KNOBS["act_bits"].allowed))
+            n_products = n_weights / (outputs * op.k.size(heads, channels))
+            narrowest = min(width, *(float(w) / 8 for w in KNOBS["act_bits"].allowed))
             least += tokens * (n_weights / outputs * narrowest + outputs * 2)
             words = sram / narrowest
-            least = max(least, narrowest * (2 * tokens * n_weights / words**0.5 - 2 * words * blocks))
+            least = max(least, narrowest * (2 * tokens * n_weights / words**0.5 - 2 * words * n_products))
         total += kept.get((op.component, op.block), 1.0) * least
     return total
 
