@@ -1,7 +1,10 @@
 """What a design costs and how good it is. Adding a cost model: a module, and its line here.
 
 workload.py     sizes: what every operator of every phase reads, computes and writes, for a batch of designs
+products.py     sizes of the matrix products of a phase; sums.py: elements of vector work, bytes of weights
 systolic.py     one matrix product on a systolic array with tiles: cycles, on-chip and DRAM traffic
+mapper.py       which tiles and loop order move the fewest bytes
+passes.py       all products of a pass, sized, mapped and run in one compiled loop
 accelerator.py  analytical cost of a model on an accelerator that is being designed
 scalesim.py     one matrix product as SCALE-Sim counts it: cycles, on-chip and DRAM traffic
 serial.py       the analytical model of an accelerator in the mode "scalesim"

@@ -1,18 +1,18 @@
 """A model on an accelerator that is being designed: latency, energy, memory, area, per design, in closed form.
 
-Operators run one after the other. A matrix product takes the longer of its array cycles (:mod:`costmodels.systolic`)
-and its DRAM traffic; vector work takes the longer of its elementary operations over the lanes
-(:mod:`costmodels.vector_costs`) and its DRAM traffic. Between operators every intermediate result goes through DRAM at
-16 bits, attention scores included: nothing is fused.
+Operators run one after the other. A matrix product takes the longer of its array cycles and its DRAM traffic, beside
+the traffic that nothing overlaps with (:mod:`costmodels.systolic`, :mod:`costmodels.passes`); tiles and loop order are
+the design's, or the mapper's where it leaves them free (:mod:`costmodels.mapper`). Vector work takes the longer of its
+elementary operations over the lanes (:mod:`costmodels.vector_costs`) and its DRAM traffic. Between operators every
+intermediate result goes through DRAM at 16 bits, attention scores included: nothing is fused.
 
 Energy is events times constants (:mod:`costmodels.chip`): multiply-accumulates by operand widths, vector operations,
 on-chip reads and writes by memory size, DRAM bits; and the leakage of the whole area over the whole latency.
 
-The breakdown charges each operator's time to what bounds it: array or lanes ("compute"), or its traffic, in proportion
-to its bytes of weights, cache and activations.
+The breakdown charges a product bound by the array its cycles ("compute") and its exposed traffic, one bound by DRAM its
+traffic alone; traffic is split in proportion to the bytes of weights, cache and activations.
 
-Left out: host, network and DMA set-up, bank conflicts, refresh, on-chip reuse between operators, mixed-precision speed
-below 8 bits (narrow operands save traffic and energy, not cycles).
+Left out: host, network and DMA set-up, bank conflicts, refresh, on-chip reuse between operators.
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ import numpy as np
 
 from costmodels.breakdown import Ledger
 from costmodels.chip import ENDS, Chip, Events
-from costmodels.systolic import (
-    A_MOVED,
-    B_MOVED,
-    CYCLES,
+from costmodels.passes import (
+    ACTIVATION_BYTES,
+    ARRAY_S,
+    KV_BYTES,
     LIVE_BYTES,
     MACS,
-    O_MOVED,
+    N_PLANES,
     SCALED_MACS,
+    SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
     TILE_BYTES,
-    run_products,
+    TRAFFIC_S,
+    WEIGHT_BYTES,
+    run_pass,
 )
-from costmodels.tables import class_of
+from costmodels.tables import Gemms, class_of
 from costmodels.vector_costs import VectorCoefficients
 from costmodels.workload import PhaseSizes, Sizes, Workload
 from dse.canonical import content_hash
@@ -48,8 +51,10 @@ from dse.metrics import Limit, MetricBatch
 from dse.problem import Problem
 from dse.protocols import Breakdown
 
-# Rows worked on at a time: temporaries of (rows, 300 operators) then stay in a core's second-level cache.
+# Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
+# second-level cache; compiled passes have none of them, and larger chunks spread the cost of a call.
 CHUNK_ROWS: Final = 64
+PASS_ROWS: Final = 256
 
 METRICS: Final = (
     "latency_s", "ttft_s", "tpot_s", "encode_s", "prefill_s", "decode_s", "throughput_tokens_per_s", "energy_j",
@@ -59,57 +64,49 @@ METRICS: Final = (
 
 @dataclass(frozen=True)
 class _Work:
-    """One pass of a phase on a chip. Matrix products (n, j), vector groups (n, g).
+    """One pass of a phase on a chip: its matrix products, vector groups (n, g), and what it appends to the cache.
 
     Attributes:
-        gemm_compute_s, vector_compute_s: time in array and lanes.
-        weight_bytes, kv_bytes, activation_bytes: DRAM traffic of the products.
-        vector_bytes: DRAM traffic of the vector groups.
+        gemms: totals of the products (see :mod:`costmodels.passes`), (10, n).
+        planes: each product's part in them, (10, n, j), or (10, 0, 0) where nobody asks.
+        vector_compute_s: time in the lanes.
+        vector_ops, vector_bytes: elementary operations and DRAM traffic of the vector groups.
         cache_bytes: appended to the cache, (n or 1, 1).
-        gemm_events, vector_events: counts.
-        live_bytes: operands and results of a product that are in memory at once.
-        tile_bytes: on-chip memory that its tiles take.
     """
 
-    gemm_compute_s: np.ndarray
+    gemms: np.ndarray
+    planes: np.ndarray
     vector_compute_s: np.ndarray
-    weight_bytes: np.ndarray
-    kv_bytes: np.ndarray
-    activation_bytes: np.ndarray
+    vector_ops: np.ndarray
     vector_bytes: np.ndarray
     cache_bytes: np.ndarray
-    gemm_events: Events
-    vector_events: Events
-    live_bytes: np.ndarray
-    tile_bytes: np.ndarray
-
-    def gemm_s(self, chip: Chip) -> np.ndarray:
-        """Return the time of each product, shape (n, j)."""
-        moved = self.weight_bytes + self.kv_bytes + self.activation_bytes
-        return np.maximum(self.gemm_compute_s, moved / chip.dram_bytes_per_s)
 
     def vector_s(self, chip: Chip) -> np.ndarray:
         """Return the time of each vector group, shape (n, g)."""
         return np.maximum(self.vector_compute_s, self.vector_bytes / chip.dram_bytes_per_s)
 
-    def cache_s(self, chip: Chip) -> np.ndarray:
-        """Return the time of appending to the cache, shape (n, 1)."""
-        return self.cache_bytes / chip.dram_bytes_per_s
-
     def seconds(self, chip: Chip) -> np.ndarray:
         """Return the time of the pass, shape (n,)."""
-        return self.gemm_s(chip).sum(axis=1) + self.vector_s(chip).sum(axis=1) + self.cache_s(chip)[:, 0]
+        append_s = self.cache_bytes / chip.dram_bytes_per_s
+        return self.gemms[SECONDS] + self.vector_s(chip).sum(axis=1) + append_s[:, 0]
 
     def events(self) -> Events:
         """Return all counts of the pass, shape (n,)."""
-        gemm = Events(*(_row_sums(a) for a in vars(self.gemm_events).values()))
-        vector = Events(*(_row_sums(a) for a in vars(self.vector_events).values()))
-        total = gemm.plus(vector, 1.0)
-        return replace(total, dram_bits=total.dram_bits + 8 * self.cache_bytes[:, 0])
+        found = product_events(self.gemms)
+        beside = self.vector_bytes.sum(axis=1) + self.cache_bytes[:, 0]
+        return replace(found, vector_ops=self.vector_ops.sum(axis=1), dram_bits=found.dram_bits + 8 * beside)
 
 
-def _row_sums(array: np.ndarray) -> np.ndarray:
-    return array.sum(axis=1)
+def product_events(sums: np.ndarray) -> Events:
+    """Return the events of matrix products, from totals (10, n) or planes (10, n, j)."""
+    return Events(
+        macs=sums[MACS],
+        scaled_macs=sums[SCALED_MACS],
+        vector_ops=np.zeros_like(sums[MACS]),
+        sram_read_bits=sums[SRAM_READ_BITS],
+        sram_write_bits=sums[SRAM_WRITE_BITS],
+        dram_bits=8 * (sums[WEIGHT_BYTES] + sums[KV_BYTES] + sums[ACTIVATION_BYTES]),
+    )
 
 
 class AcceleratorEvaluator:
@@ -132,11 +129,11 @@ class AcceleratorEvaluator:
 
     def evaluate(self, batch: DesignBatch) -> MetricBatch:
         """Return the metrics of each design, row by row."""
-        if len(batch) <= CHUNK_ROWS:
+        if len(batch) <= PASS_ROWS:
             return self._evaluate(batch, None)
         parts = []
-        for start in range(0, len(batch), CHUNK_ROWS):
-            stop = min(start + CHUNK_ROWS, len(batch))
+        for start in range(0, len(batch), PASS_ROWS):
+            stop = min(start + PASS_ROWS, len(batch))
             parts.append((np.arange(start, stop), self._evaluate(batch.take(slice(start, stop)), None)))
         return MetricBatch.scatter(parts, len(batch))
 
@@ -154,11 +151,11 @@ class AcceleratorEvaluator:
         for phase in sizes.phases:
             tables = self.workload.tables(batch.schema)
             coefficients = VectorCoefficients.of(tables.vectors[phase.name].labels)
-            work = _work(phase, self.run_products(phase.gemms.planes, chip), coefficients, chip)
+            work = self._work(phase, coefficients, chip, ledger is not None)
             seconds[phase.name] = work.seconds(chip)
             events = events.plus(work.events(), self._passes(phase.name))
-            live = np.maximum(live, work.live_bytes.max(axis=1))
-            tiles = np.maximum(tiles, work.tile_bytes.max(axis=1))
+            live = np.maximum(live, work.gemms[LIVE_BYTES])
+            tiles = np.maximum(tiles, work.gemms[TILE_BYTES])
             if ledger is not None:
                 labels = tables.gemms[phase.name].labels
                 vector_labels = [(c, class_of(kind)) for c, kind in tables.vectors[phase.name].labels]
@@ -169,9 +166,22 @@ class AcceleratorEvaluator:
             _record_totals(ledger, chip, sizes, live, latency)
         return self._metrics(chip, sizes, seconds, latency, events, live, tiles)
 
-    def run_products(self, sizes: np.ndarray, chip: Chip) -> np.ndarray:
-        """Return what products do on their chips: the planes of :func:`costmodels.systolic.run_products`."""
-        return run_products(sizes, chip.arrays)
+    def _work(self, phase: PhaseSizes, vector: VectorCoefficients, chip: Chip, with_planes: bool) -> _Work:
+        gemms, planes = self.run_products(phase.gemms, chip, with_planes)
+        vector_ops = phase.elements * vector.ops
+        return _Work(
+            gemms=gemms,
+            planes=planes,
+            vector_compute_s=vector_ops / (chip.lanes * chip.freq_hz),
+            vector_ops=vector_ops,
+            vector_bytes=phase.elements * vector.moved_bytes,
+            cache_bytes=phase.cache_bytes,
+        )
+
+    def run_products(self, g: Gemms, chip: Chip, with_planes: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the totals of a pass's matrix products, (10, n), and each one's part, (10, n, j) or (10, 0, 0)."""
+        planes = np.zeros((N_PLANES, len(g.bound.block), len(g.products.kind)) if with_planes else (N_PLANES, 0, 0))
+        return run_pass(g.products, g.bound, g.widths, chip.arrays, g.is_weight, g.is_cached, planes), planes
 
     def _passes(self, phase: str) -> float:
         """Return how often a phase runs in a request: prefill gives the first output token, decode the others."""
@@ -229,41 +239,6 @@ def memory_limit(needed: np.ndarray, available: float, name: str) -> Limit:
     return Limit("memory_bytes", needed, np.full(len(needed), float(available)), text)
 
 
-def _work(phase: PhaseSizes, ran: np.ndarray, vector: VectorCoefficients, chip: Chip) -> _Work:
-    g = phase.gemms
-    a_moved, b_moved, o_moved = ran[A_MOVED], ran[B_MOVED], ran[O_MOVED]
-    cached = ~g.is_weight & g.is_cached
-    vector_ops, vector_bytes = phase.elements * vector.ops, phase.elements * vector.moved_bytes
-    nothing = np.zeros((1, 1))
-    return _Work(
-        gemm_compute_s=ran[CYCLES] / chip.freq_hz,
-        vector_compute_s=vector_ops / (chip.lanes * chip.freq_hz),
-        weight_bytes=b_moved * g.is_weight,
-        kv_bytes=b_moved * cached,
-        activation_bytes=a_moved + o_moved + b_moved * ~(g.is_weight | cached),
-        vector_bytes=vector_bytes,
-        cache_bytes=phase.cache_bytes,
-        gemm_events=Events(
-            macs=ran[MACS],
-            scaled_macs=ran[SCALED_MACS],
-            vector_ops=nothing,
-            sram_read_bits=ran[SRAM_READ_BITS],
-            sram_write_bits=ran[SRAM_WRITE_BITS],
-            dram_bits=8 * (a_moved + b_moved + o_moved),
-        ),
-        vector_events=Events(
-            macs=nothing,
-            scaled_macs=nothing,
-            vector_ops=vector_ops,
-            sram_read_bits=nothing,
-            sram_write_bits=nothing,
-            dram_bits=8 * vector_bytes,
-        ),
-        live_bytes=ran[LIVE_BYTES],
-        tile_bytes=ran[TILE_BYTES],
-    )
-
-
 def _record(
     ledger: Ledger,
     phase: str,
@@ -276,34 +251,33 @@ def _record(
 ) -> None:
     """Enter one phase: time by what bounds each operator, energy by event."""
     n = len(requests)
+    planes = work.planes
     traffic = {
-        "weight traffic": work.weight_bytes,
-        "kv traffic": work.kv_bytes,
-        "activation traffic": work.activation_bytes,
+        "weight traffic": planes[WEIGHT_BYTES],
+        "kv traffic": planes[KV_BYTES],
+        "activation traffic": planes[ACTIVATION_BYTES],
     }
-    moved = work.weight_bytes + work.kv_bytes + work.activation_bytes
-    seconds = work.gemm_s(chip)
-    bound = work.gemm_compute_s >= moved / chip.dram_bytes_per_s
+    moved = sum(traffic.values())
 
     def enter(metric: str, labels: Sequence[tuple[str, str]], kind: str, parts: np.ndarray) -> None:
         full = np.broadcast_to(parts, (n, len(labels)))
         ledger.add(metric, [(c, phase, cls, kind) for c, cls in labels], passes * full)
 
-    enter("latency_s", gemm_labels, "compute", np.where(bound, seconds, 0.0))
+    enter("latency_s", gemm_labels, "compute", planes[ARRAY_S])
     for kind, part in traffic.items():
         share = part / np.where(moved > 0, moved, 1.0)
-        enter("latency_s", gemm_labels, kind, np.where(bound, 0.0, seconds * share))
+        enter("latency_s", gemm_labels, kind, planes[TRAFFIC_S] * share)
         enter("energy_j", gemm_labels, kind, 8 * part * chip.constant("dram_j_per_bit", "value") / requests)
-    gemm_energy = chip.energy_parts(work.gemm_events, "value")
+    gemm_energy = chip.energy_parts(product_events(planes), "value")
     enter("energy_j", gemm_labels, "compute", gemm_energy["compute"] / requests)
     enter("energy_j", gemm_labels, "on-chip memory", gemm_energy["on-chip memory"] / requests)
     vector_s = work.vector_s(chip)
     lanes = work.vector_compute_s >= work.vector_bytes / chip.dram_bytes_per_s
     enter("latency_s", vector_labels, "compute", np.where(lanes, vector_s, 0.0))
     enter("latency_s", vector_labels, "activation traffic", np.where(lanes, 0.0, vector_s))
-    vector_energy = chip.energy_parts(work.vector_events, "value")
-    enter("energy_j", vector_labels, "compute", vector_energy["compute"] / requests)
-    enter("energy_j", vector_labels, "activation traffic", vector_energy["dram"] / requests)
+    vector_j, dram_j = (chip.constant(name, "value") for name in ("vector_j_per_op", "dram_j_per_bit"))
+    enter("energy_j", vector_labels, "compute", vector_j * work.vector_ops / requests)
+    enter("energy_j", vector_labels, "activation traffic", dram_j * 8 * work.vector_bytes / requests)
     appended = np.broadcast_to(work.cache_bytes, (n, 1))
     enter("latency_s", [("decoder", "cache")], "kv traffic", appended / chip.dram_bytes_per_s)
     enter(

@@ -16,7 +16,7 @@ from dse.hardware import Accelerator, Device, hardware_names, read_hardware
 from dse.problem import Problem
 from dse.protocols import Calibration, Evaluator
 
-VERSION = "2"
+VERSION = "3"
 
 PHYSICAL: Final = "physical"
 SCALESIM: Final = "scalesim"
@@ -45,6 +45,7 @@ class Analytical:
             {
                 "more_bandwidth_never_costs_time",
                 "more_sram_never_costs_time",
+                "more_sram_never_moves_more",
                 "fewer_bits_never_cost_bytes",
                 "time_scales_with_time",
                 "breakdown_adds_up",

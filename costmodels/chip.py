@@ -62,13 +62,16 @@ class Chip:
         self.dram_bytes_per_s, self.sram_bytes = column("dram_bytes_per_s")[:, None], column("sram_bytes")
         order, dataflow = batch["loop_order"], batch["dataflow"]
         at = {axis: np.char.find(order, axis).astype(np.float64) for axis in "mnk"}
+        at = {axis: np.where(order == "auto", -1.0, position) for axis, position in at.items()}
         stays = np.where(
             dataflow == "os", OUTPUT_STATIONARY, np.where(dataflow == "is", INPUT_STATIONARY, WEIGHT_STATIONARY)
         )
         self.arrays = Chips(
             rows=column("pe_rows"), cols=column("pe_cols"), cores=column("n_cores"), stays=stays.astype(np.int64),
+            is_scalable=(batch["mac_array"] == "scalable").astype(np.int64),
             tile_m=column("tile_m"), tile_n=column("tile_n"), tile_k=column("tile_k"),
             at_m=at["m"], at_n=at["n"], at_k=at["k"],
+            sram_bytes=self.sram_bytes, freq_hz=self.freq_hz[:, 0], dram_bytes_per_s=self.dram_bytes_per_s[:, 0],
         )  # fmt: skip
 
     def constant(self, name: str, end: str) -> float:
@@ -79,8 +82,9 @@ class Chip:
         """Return the area by part, shape (n,) each."""
         a = self.arrays
         elements = a.rows * a.cols * a.cores
+        element = np.where(a.is_scalable == 1, self.constant("pe_scalable_area_ratio", end), 1.0)
         return {
-            "array": elements * self.constant("pe_mm2_per_unit", end),
+            "array": elements * element * self.constant("pe_mm2_per_unit", end),
             "vector unit": self.lanes[:, 0] * self.constant("vector_lane_mm2_per_unit", end),
             "on-chip memory": self.sram_bytes * self.constant("sram_mm2_per_byte", end),
             "interface": self.dram_bytes_per_s[:, 0] * self.constant("phy_mm2_per_unit", end),

@@ -8,13 +8,13 @@ Every product is brought to one form, ``count`` products O[m, n] = A[m, k] B[k, 
     score, value   one product per sequence and key-value head; the query heads that share it are stacked in m
 
 The loop works on scalars, so a formula stands here as it is written on paper; numpy would need some forty temporaries
-of (designs, operators). No fast-math: a row's result does not depend on its neighbours, bit for bit. Compiled code is
+of (designs, operators). Records of arrays are passed per design, not per product: each pass counts references. No
+fast-math: a row's result does not depend on its neighbours, bit for bit. Compiled code is
 kept on disk.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -27,7 +27,8 @@ VALUE: Final = 2
 PLAIN_BITS: Final = 16
 
 # Planes of the result of size_products.
-COUNT, M, K, N, A_BITS, B_BITS, B_BYTES, WIDE = range(8)
+COUNT, M, K, N, A_BITS, B_BITS, B_BYTES, WIDE, HELD = range(9)
+N_SIZES: Final = 9
 
 
 class Products(NamedTuple):
@@ -98,9 +99,9 @@ class Widths(NamedTuple):
 
 
 @njit(cache=True)
-def group_bits(width: float, w: Widths) -> float:
-    """Return the bits that a group stores beside its elements: none at 16 bits."""
-    return w.scale_bits + w.zero_points * width if width < PLAIN_BITS else 0.0
+def ceil(x: float) -> float:
+    """Return the ceiling as a float, one instruction instead of a detour by integers."""
+    return float(np.ceil(x))
 
 
 @njit(cache=True)
@@ -109,49 +110,85 @@ def _size(dims: np.ndarray, j: int, heads: float, channels: float) -> float:
 
 
 @njit(cache=True)
-def size_products(p: Products, b: Bound, w: Widths) -> np.ndarray:
-    """Return count, m, k, n, a_bits, b_bits, b_bytes and the share of wide channels, shape (8, n designs, j products).
+def held_bits(width: float) -> float:
+    """Return the bits that an element takes in a multiplier made of 2-bit ones: the next power of two."""
+    return 2.0 if width <= 2.0 else 4.0 if width <= 4.0 else 8.0 if width <= 8.0 else 16.0
 
-    ``b_bytes`` are the stored bytes of one B, scales and zero points included; ``b_bits`` its mean width in the
-    multiplier; wide are the channels above 8 bits. A product in a dropped block, or without rows, has count 0.
-    """
-    n_designs, n_products = len(b.block), len(p.kind)
-    out = np.empty((8, n_designs, n_products))
-    for i in range(n_designs):
-        for j in range(n_products):
-            at = p.block[j]
-            heads, channels = b.heads[i, at], b.channels[i, at]
-            length, number = b.per_sequence[i, p.rows[j]], b.sequences[i, p.rows[j]]
-            k, n = _size(p.k, j, heads, channels), _size(p.n, j, heads, channels)
-            queries = _size(p.heads, j, heads, channels)
-            if p.kind[j] == LINEAR:
-                rows, touched = length * number, 1.0
-                if p.copies[j] > 1.0 and rows > 0.0:
-                    touched = p.copies[j] * (1.0 - (1.0 - p.active[j] / p.copies[j]) ** rows)
-                count, m = touched * queries, rows * p.active[j] / touched
-                bits = beside = wide = 0.0
-                for c in range(p.share.shape[1]):
-                    width = w.weight[i, min(p.weight[j] + c, w.weight.shape[1] - 1)]
-                    bits += p.share[j, c] * width
-                    beside += p.share[j, c] * group_bits(width, w)
-                    wide += p.share[j, c] * (1.0 if width > 8.0 else 0.0)
-                # A weight's last group may be part-filled: it stores a scale all the same.
-                stored = bits + beside * math.ceil(k / w.group_size) / max(k, 1.0)
-                a_bits = w.act[i, p.act[j]]
+
+@njit(cache=True)
+def size_design(p: Products, b: Bound, w: Widths, i: int, out: np.ndarray, at: int) -> None:
+    """Write the sizes of the products of design i to ``out[:, at, :]``, planes as :func:`size_products` has them."""
+    kind, block, rows_at, span_at, weight_at, act_at, cache_at = (
+        p.kind,
+        p.block,
+        p.rows,
+        p.span,
+        p.weight,
+        p.act,
+        p.cache,
+    )
+    k_of, n_of, queries_of, kv_heads_of, copies, active, shares = (
+        p.k,
+        p.n,
+        p.heads,
+        p.kv_heads,
+        p.copies,
+        p.active,
+        p.share,
+    )
+    heads_of, channels_of, runs = b.heads[i], b.channels[i], b.block[i]
+    lengths, numbers, spans = b.per_sequence[i], b.sequences[i], b.spans[i]
+    weight_bits, act_bits, cache_bits = w.weight[i], w.act[i], w.cache[i]
+    group_size, scale_bits, zero_points = w.group_size, w.scale_bits, w.zero_points
+    last = len(weight_bits) - 1
+    for j in range(len(kind)):
+        heads, channels = heads_of[block[j]], channels_of[block[j]]
+        length, number = lengths[rows_at[j]], numbers[rows_at[j]]
+        k, n = _size(k_of, j, heads, channels), _size(n_of, j, heads, channels)
+        queries = _size(queries_of, j, heads, channels)
+        if kind[j] == LINEAR:
+            count, m = queries, length * number * active[j]
+            if copies[j] > 1.0 and m > 0.0:
+                touched = copies[j] * (1.0 - (1.0 - active[j] / copies[j]) ** (length * number))
+                count, m = touched * queries, m / touched
+            bits = beside = wide = held = 0.0
+            for c in range(shares.shape[1]):
+                width, share = weight_bits[min(weight_at[j] + c, last)], shares[j, c]
+                bits += share * width
+                beside += share * (scale_bits + zero_points * width if width < PLAIN_BITS else 0.0)
+                wide += share * (1.0 if width > 8.0 else 0.0)
+                held += share * held_bits(width)
+            # A weight's last group may be part-filled: it stores a scale all the same.
+            stored = n * (k * bits + ceil(k / group_size) * beside)
+            a_bits = act_bits[act_at[j]]
+        else:
+            kv_heads, span = _size(kv_heads_of, j, heads, channels), spans[span_at[j]]
+            if kind[j] == SCORE:
+                n = span
             else:
-                kv_heads, span = _size(p.kv_heads, j, heads, channels), b.spans[i, p.span[j]]
-                if p.kind[j] == SCORE:
-                    n = span
-                else:
-                    k = span
-                count, m = number * kv_heads, length * queries / kv_heads
-                bits = w.cache[i, p.cache[j]]
-                stored = bits + group_bits(bits, w) / w.group_size
-                wide = 1.0 if bits > 8.0 else 0.0
-                a_bits = float(PLAIN_BITS)
-            if m <= 0.0 or k <= 0.0 or n <= 0.0:  # no image, no states: nothing to do, and nothing to divide by
-                count, m, k, n = 0.0, max(m, 1.0), max(k, 1.0), max(n, 1.0)
-            out[COUNT, i, j], out[M, i, j], out[K, i, j], out[N, i, j] = count * b.block[i, at], m, k, n
-            out[A_BITS, i, j], out[B_BITS, i, j] = a_bits, bits
-            out[B_BYTES, i, j], out[WIDE, i, j] = k * n * stored / 8.0, wide
+                k = span
+            count, m = number * kv_heads, length * queries / kv_heads
+            bits = cache_bits[cache_at[j]]
+            beside = scale_bits + zero_points * bits if bits < PLAIN_BITS else 0.0
+            stored = n * k * (bits + beside / group_size)
+            wide, held = 1.0 if bits > 8.0 else 0.0, held_bits(bits)
+            a_bits = float(PLAIN_BITS)
+        if m <= 0.0 or k <= 0.0 or n <= 0.0:  # no image, no states: nothing to do, and nothing to divide by
+            count, m, k, n, stored = 0.0, max(m, 1.0), max(k, 1.0), max(n, 1.0), 0.0
+        out[COUNT, at, j], out[M, at, j], out[K, at, j], out[N, at, j] = count * runs[block[j]], m, k, n
+        out[A_BITS, at, j], out[B_BITS, at, j] = a_bits, bits
+        out[B_BYTES, at, j], out[WIDE, at, j], out[HELD, at, j] = stored / 8.0, wide, held
+
+
+@njit(cache=True)
+def size_products(p: Products, b: Bound, w: Widths) -> np.ndarray:
+    """Return the sizes of all products of all designs, shape (9, n designs, j products).
+
+    Planes: count, m, k, n, a_bits, b_bits, b_bytes, the share of wide channels, held bits. ``b_bytes`` are the stored
+    bytes of one B, scales and zero points included; ``b_bits`` its mean width; wide are the channels above 8 bits; held
+    bits are the mean of :func:`held_bits`. A product in a dropped block, or without rows, has count 0.
+    """
+    out = np.empty((N_SIZES, len(b.block), len(p.kind)))
+    for i in range(len(b.block)):
+        size_design(p, b, w, i, out, i)
     return out

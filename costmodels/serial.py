@@ -25,27 +25,32 @@ be flushed at a worse moment), and the laws that say so are not declared.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from costmodels.accelerator import AcceleratorEvaluator
 from costmodels.chip import Chip
-from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, K, M, N
-from costmodels.scalesim import N_SETS, count, fold
-from costmodels.systolic import (
-    A_MOVED,
-    ACCUMULATOR_BYTES,
-    B_MOVED,
-    CYCLES,
+from costmodels.passes import (
+    ACTIVATION_BYTES,
+    ARRAY_S,
+    KV_BYTES,
     LIVE_BYTES,
     MACS,
-    O_MOVED,
-    OUTPUT_STATIONARY,
-    PLAIN_BYTES,
+    N_PLANES,
+    N_TOTALS,
     SCALED_MACS,
+    SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
     TILE_BYTES,
+    TRAFFIC_S,
+    WEIGHT_BYTES,
 )
+from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, K, M, N
+from costmodels.scalesim import N_SETS, count, fold
+from costmodels.systolic import ACCUMULATOR_BYTES, OUTPUT_STATIONARY, PLAIN_BYTES
+from costmodels.tables import Gemms
 
 N_BUFFERS = 3
 
@@ -54,36 +59,89 @@ LAWS = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class SerialProducts:
+    """What products do as SCALE-Sim counts them, all ``count`` of a product together, shape (n, j) each.
+
+    Attributes:
+        cycles: of the array.
+        a_moved, b_moved, o_moved: bytes that cross to DRAM.
+        sram_read_bits, sram_write_bits: on-chip traffic.
+        least_bytes: on-chip memory that the smallest buffers take.
+        live_bytes: bytes of operands and results.
+    """
+
+    cycles: np.ndarray
+    a_moved: np.ndarray
+    b_moved: np.ndarray
+    o_moved: np.ndarray
+    sram_read_bits: np.ndarray
+    sram_write_bits: np.ndarray
+    least_bytes: np.ndarray
+    live_bytes: np.ndarray
+
+
+def serial_products(sizes: np.ndarray, chip: Chip) -> SerialProducts:
+    """Return what products do on their chips.
+
+    Args:
+        sizes: as :func:`costmodels.products.size_products` returns them, shape (9, n, j).
+        chip: hardware of each design.
+    """
+    m, n, k, times = sizes[M], sizes[N], sizes[K], sizes[COUNT]
+    arrays = chip.arrays
+    rows, cols, stays, cores = (a[:, None] for a in (arrays.rows, arrays.cols, arrays.stays, arrays.cores))
+    a_bytes, b_bytes = sizes[A_BITS] / 8.0, sizes[B_BYTES] / (k * n)
+    folds = fold(m, n, k, rows, cols, stays)
+    has_partial_sums = (stays != OUTPUT_STATIONARY) & (folds.rows > 1.0)
+    o_bytes = np.where(has_partial_sums, ACCUMULATOR_BYTES, PLAIN_BYTES)
+    # Fewer than one word per set is no buffer: the design is infeasible, and costed as if there were one.
+    words = [
+        np.maximum(np.floor(chip.sram_bytes[:, None] / N_BUFFERS / wide), N_SETS)
+        for wide in (a_bytes, b_bytes, o_bytes)
+    ]
+    c = count(m, n, k, rows, cols, stays, words[0], words[1], words[2])
+    a_moved, b_moved = c.a_dram_reads * a_bytes, c.b_dram_reads * b_bytes
+    o_moved = m * n * PLAIN_BYTES + (c.o_dram_writes - m * n) * ACCUMULATOR_BYTES
+    o_on_chip = m * n * PLAIN_BYTES + (c.o_logical_writes - m * n) * ACCUMULATOR_BYTES
+    rounds = np.ceil(times * folds.rows * folds.cols / cores)
+    runs = times > 0.0
+    least = N_BUFFERS * N_SETS * np.maximum(np.maximum(a_bytes, b_bytes), o_bytes)
+    return SerialProducts(
+        # One cycle less per product, as the tool reports it.
+        cycles=np.where(runs, rounds * folds.cycles - np.maximum(times / cores, 1.0), 0.0),
+        a_moved=times * a_moved,
+        b_moved=times * b_moved,
+        o_moved=times * o_moved,
+        sram_read_bits=8.0 * times * (c.a_sram_reads * a_bytes + c.b_sram_reads * b_bytes + o_moved),
+        sram_write_bits=8.0 * times * (a_moved + b_moved + o_on_chip),
+        least_bytes=np.where(runs, least, 0.0),
+        live_bytes=times * (m * k * a_bytes + m * n * PLAIN_BYTES),
+    )
+
+
 class SerialEvaluator(AcceleratorEvaluator):
     """The analytical model in its mode ``scalesim``, for one problem on an accelerator template."""
 
-    def run_products(self, sizes: np.ndarray, chip: Chip) -> np.ndarray:
-        """Return what products do on their chips: the planes of :func:`costmodels.systolic.run_products`."""
-        m, n, k, times = sizes[M], sizes[N], sizes[K], sizes[COUNT]
-        arrays = chip.arrays
-        rows, cols, stays, cores = (a[:, None] for a in (arrays.rows, arrays.cols, arrays.stays, arrays.cores))
-        a_bytes, b_bytes = sizes[A_BITS] / 8.0, sizes[B_BYTES] / (k * n)
-        folds = fold(m, n, k, rows, cols, stays)
-        has_partial_sums = (stays != OUTPUT_STATIONARY) & (folds.rows > 1.0)
-        o_bytes = np.where(has_partial_sums, ACCUMULATOR_BYTES, PLAIN_BYTES)
-        # Fewer than one word per set is no buffer: the design is infeasible, and costed as if there were one.
-        words = [
-            np.maximum(np.floor(chip.sram_bytes[:, None] / N_BUFFERS / wide), N_SETS)
-            for wide in (a_bytes, b_bytes, o_bytes)
-        ]
-        c = count(m, n, k, rows, cols, stays, words[0], words[1], words[2])
-        a_moved, b_moved = c.a_dram_reads * a_bytes, c.b_dram_reads * b_bytes
-        o_moved = m * n * PLAIN_BYTES + (c.o_dram_writes - m * n) * ACCUMULATOR_BYTES
-        macs = m * n * k
-        o_on_chip = m * n * PLAIN_BYTES + (c.o_logical_writes - m * n) * ACCUMULATOR_BYTES
-        rounds = np.ceil(times * folds.rows * folds.cols / cores)
-        out = np.empty((10, *np.broadcast_shapes(m.shape, rows.shape)))
-        # One cycle less per product, as the tool reports it.
-        out[CYCLES] = rounds * folds.cycles - np.maximum(times / cores, 1.0)
-        out[A_MOVED], out[B_MOVED], out[O_MOVED] = times * a_moved, times * b_moved, times * o_moved
-        out[SRAM_READ_BITS] = 8.0 * times * (c.a_sram_reads * a_bytes + c.b_sram_reads * b_bytes + o_moved)
-        out[SRAM_WRITE_BITS] = 8.0 * times * (a_moved + b_moved + o_on_chip)
-        out[MACS], out[SCALED_MACS] = times * macs, times * macs * sizes[A_BITS] * sizes[B_BITS] / 64.0
-        out[TILE_BYTES] = N_BUFFERS * N_SETS * np.maximum(np.maximum(a_bytes, b_bytes), o_bytes)
-        out[LIVE_BYTES] = times * (m * k * a_bytes + m * n * PLAIN_BYTES)
-        return np.where(times > 0.0, out, 0.0)
+    def run_products(self, g: Gemms, chip: Chip, with_planes: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return totals and planes of a pass; see :class:`~costmodels.accelerator.AcceleratorEvaluator`."""
+        del with_planes  # they are made in any case
+        sizes = g.planes
+        ran = serial_products(sizes, chip)
+        moved = ran.a_moved + ran.b_moved + ran.o_moved
+        array_s, traffic_s = ran.cycles / chip.freq_hz, moved / chip.dram_bytes_per_s
+        macs = sizes[COUNT] * sizes[M] * sizes[N] * sizes[K]
+        planes = np.empty((N_PLANES, *moved.shape))
+        planes[SECONDS] = np.maximum(array_s, traffic_s)
+        planes[WEIGHT_BYTES] = ran.b_moved * g.is_weight
+        planes[KV_BYTES] = ran.b_moved * (~g.is_weight & g.is_cached)
+        planes[ACTIVATION_BYTES] = moved - planes[WEIGHT_BYTES] - planes[KV_BYTES]
+        planes[MACS], planes[SCALED_MACS] = macs, macs * sizes[A_BITS] * sizes[B_BITS] / 64.0
+        planes[SRAM_READ_BITS], planes[SRAM_WRITE_BITS] = ran.sram_read_bits, ran.sram_write_bits
+        is_bound = array_s >= traffic_s
+        planes[ARRAY_S], planes[TRAFFIC_S] = np.where(is_bound, array_s, 0.0), np.where(is_bound, 0.0, traffic_s)
+        totals = np.zeros((N_TOTALS, len(moved)))
+        for plane in range(SRAM_WRITE_BITS + 1):
+            totals[plane] = planes[plane].sum(axis=1)
+        totals[LIVE_BYTES], totals[TILE_BYTES] = ran.live_bytes.max(axis=1), ran.least_bytes.max(axis=1)
+        return totals, planes

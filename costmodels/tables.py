@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
 from costmodels.products import LINEAR, PLAIN_BITS, SCORE, VALUE, Bound, Products, Widths, size_products
+from costmodels.sums import sum_elements
 from dse.designs import DesignBatch
 from dse.model import Dim, Graph, Model, Module, Op, OpKind
 from dse.problem import WeightFormat
@@ -70,27 +72,61 @@ class Kept:
     channels: np.ndarray
     block: np.ndarray
 
+    def full(self, n: int) -> Kept:
+        """Return the same with a row for each of n designs, as compiled loops want it."""
+        return Kept(full(self.heads, n), full(self.channels, n), full(self.block, n))
+
 
 @dataclass(frozen=True)
 class Gemms:
-    """The matrix products of one phase for a batch of designs.
+    """The matrix products of one phase for a batch of designs, to be sized inside a compiled loop or all at once.
 
     Attributes:
-        planes: result of :func:`costmodels.products.size_products`, shape (8, n, j).
-        is_weight: whether B is a weight (else keys or values), shape (j,).
-        is_cached: whether B comes from the key-value cache, shape (j,).
-        is_expert: whether B is a weight of experts, shape (j,).
-        launch_share: part of a kernel launch that a product pays where it is a kernel's part, shape (j,); the products
-            of a block's experts run as one kernel.
-        visible_ratio: part of rows x span that a causal mask leaves, shape (n or 1, j).
+        table: the products.
+        bound: their symbols and pruning in numbers.
+        widths: their widths.
+        binding: what the symbols were bound by.
     """
 
-    planes: np.ndarray
-    is_weight: np.ndarray
-    is_cached: np.ndarray
-    is_expert: np.ndarray
-    launch_share: np.ndarray
-    visible_ratio: np.ndarray
+    table: GemmTable
+    bound: Bound
+    widths: Widths
+    binding: Binding
+
+    @property
+    def products(self) -> Products:
+        """The products as arrays."""
+        return self.table.products
+
+    @property
+    def is_weight(self) -> np.ndarray:
+        """Whether B is a weight (else keys or values), shape (j,)."""
+        return self.table.is_weight
+
+    @property
+    def is_cached(self) -> np.ndarray:
+        """Whether B comes from the key-value cache, shape (j,)."""
+        return self.table.is_cached
+
+    @property
+    def is_expert(self) -> np.ndarray:
+        """Whether B is a weight of experts, shape (j,)."""
+        return self.table.is_expert
+
+    @property
+    def launch_share(self) -> np.ndarray:
+        """Part of a kernel launch that a product pays, shape (j,); a block's experts run as one kernel."""
+        return self.table.launch_share
+
+    @cached_property
+    def planes(self) -> np.ndarray:
+        """Result of :func:`costmodels.products.size_products`, shape (9, n, j)."""
+        return size_products(self.products, self.bound, self.widths)
+
+    @cached_property
+    def visible_ratio(self) -> np.ndarray:
+        """Part of rows x span that a causal mask leaves, shape (n or 1, j)."""
+        return self.table.visible(self.binding)
 
 
 class GemmTable:
@@ -98,19 +134,22 @@ class GemmTable:
 
     Attributes:
         labels: (component, class) of each.
+        products: all of them as arrays.
+        is_weight: whether B is a weight (else keys or values), shape (j,).
+        is_cached: whether B comes from the key-value cache, shape (j,).
     """
 
     def __init__(self, graph: Graph, model: Model, schema: Schema, role: str) -> None:
         ops = [op for op in graph.ops if op.kind.is_matmul]
         modules = [model.module(op.module) if op.module else None for op in ops]
         self.labels = [(op.component, class_of(op.kind)) for op in ops]
-        self._is_weight = np.array([op.kind is OpKind.LINEAR for op in ops], dtype=bool)
-        self._is_cached = np.array([op.cached for op in ops], dtype=bool)
+        self.is_weight = np.array([op.kind is OpKind.LINEAR for op in ops], dtype=bool)
+        self.is_cached = np.array([op.cached for op in ops], dtype=bool)
         self._rows, rows = distinct([op.rows for op in ops])
         self._spans, span = distinct([(op.span, op.window, op.chunked) for op in ops])
         self._masks, self._mask = distinct([(op.rows, op.span, op.window, op.chunked, op.causal) for op in ops])
         weight, share = weight_columns(modules, schema, role)
-        self._products = Products(
+        self.products = Products(
             kind=np.array([_PRODUCT_OF[op.kind] for op in ops], dtype=np.int64),
             block=block_columns(ops, model),
             k=dim_table([op.k for op in ops]),
@@ -126,9 +165,9 @@ class GemmTable:
             act=_act_columns(ops, schema, role),
             cache=_cache_columns(ops, schema, role),
         )
-        self._is_expert = self._products.copies > 1
-        of_block = np.bincount(self._products.block[self._is_expert], minlength=int(self._products.block.max()) + 1)
-        self._share = np.where(self._is_expert, 1.0 / np.maximum(of_block[self._products.block], 1), 1.0)
+        self.is_expert = self.products.copies > 1
+        of_block = np.bincount(self.products.block[self.is_expert], minlength=int(self.products.block.max()) + 1)
+        self.launch_share = np.where(self.is_expert, 1.0 / np.maximum(of_block[self.products.block], 1), 1.0)
 
     def size(self, kept: Kept, bound: Binding, widths: Widths) -> Gemms:
         """Return the products for a batch of designs."""
@@ -142,10 +181,10 @@ class GemmTable:
             sequences=full(beside([r.sequences for r in rows]), n),
             spans=full(beside([bound.span(*s) for s in self._spans]), n),
         )
-        planes = size_products(self._products, numbers, widths)
-        return Gemms(planes, self._is_weight, self._is_cached, self._is_expert, self._share, self._visible(bound))
+        return Gemms(self, numbers, widths, bound)
 
-    def _visible(self, bound: Binding) -> np.ndarray:
+    def visible(self, bound: Binding) -> np.ndarray:
+        """Return the part of rows x span that causal masks leave, shape (n or 1, j)."""
         found = []
         for rows, span, window, chunked, causal in self._masks:
             length = bound.rows(rows).per_sequence
@@ -184,21 +223,22 @@ class VectorTable:
         keys = [_VectorGroup(op.component, op.kind, op.rows, _span_of(op)) for op in ops]
         self._groups, index = distinct(keys)
         self.labels = [(g.component, g.kind) for g in self._groups]
-        shape = (len(self._groups), len(model.blocks) + 1)
-        self._fixed, self._per_head, self._per_channel = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        sizes: dict[tuple[int, int], np.ndarray] = {}
         for op, group, column in zip(ops, index, block_columns(ops, model), strict=True):
             size = (op.heads if op.kind is OpKind.SOFTMAX else op.n).times(op.n_active)
-            self._fixed[group, column] += size.fixed
-            self._per_head[group, column] += size.per_head
-            self._per_channel[group, column] += size.per_ffn
+            at = (int(group), int(column))
+            sizes[at] = sizes.get(at, np.zeros(3)) + np.array(tuple(size), dtype=np.float64)
+        entries = np.array(list(sizes), dtype=np.int64).reshape(-1, 2)
+        self._group, self._block = np.ascontiguousarray(entries[:, 0]), np.ascontiguousarray(entries[:, 1])
+        self._size = np.array(list(sizes.values())).reshape(-1, 3)
 
     def elements(self, kept: Kept, bound: Binding) -> np.ndarray:
-        """Return the elements that each group writes, shape (n or 1, g)."""
+        """Return the elements that each group writes, shape (n, g), where ``kept`` has n rows."""
         if not self._groups:
             return np.zeros((1, 0))
-        # Not a matrix product and not einsum: their sums depend, in the last bit, on the number of rows.
-        heads, channels, block = (a[:, None, :] for a in (kept.heads, kept.channels, kept.block))
-        per_row = (block * (self._fixed + self._per_head * heads + self._per_channel * channels)).sum(axis=2)
+        per_row = sum_elements(
+            self._group, self._block, self._size, len(self._groups), kept.heads, kept.channels, kept.block
+        )
         rows = [bound.rows(g.rows) for g in self._groups]
         total = beside([r.per_sequence * r.sequences for r in rows])
         span = beside([bound.span(*g.span) if g.span[0] else _ONE for g in self._groups])
@@ -314,6 +354,8 @@ def unique_rows(array: np.ndarray) -> np.ndarray:
 
 def full(array: np.ndarray, n: int) -> np.ndarray:
     """Return a contiguous float64 array of n rows, as compiled loops want it."""
+    if len(array) == n and array.dtype == np.float64 and array.flags.c_contiguous:
+        return array
     return np.ascontiguousarray(np.broadcast_to(array, (n, array.shape[1])), dtype=np.float64)
 
 

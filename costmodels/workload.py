@@ -20,7 +20,8 @@ from typing import Final
 
 import numpy as np
 
-from costmodels.products import PLAIN_BITS, Widths
+from costmodels.products import Widths
+from costmodels.sums import Matrices, sum_stored_bytes
 from costmodels.tables import (
     Binding,
     Dims,
@@ -32,13 +33,14 @@ from costmodels.tables import (
     bind_widths,
     block_columns,
     cache_columns,
+    dim_table,
     group_bits,
     unique_rows,
     weight_columns,
 )
 from dse.designs import DesignBatch
 from dse.metrics import Limit
-from dse.model import AudioLayout, Cache, Model, ModuleKind, VisualLayout
+from dse.model import AudioLayout, Cache, Dim, Model, ModuleKind, VisualLayout
 from dse.problem import TARGET, Problem, WeightFormat
 from dse.schema import Schema
 
@@ -120,7 +122,7 @@ class Workload:
     def size(self, batch: DesignBatch) -> Sizes:
         """Return the sizes of a batch of designs."""
         tables = self.tables(batch.schema)
-        kept = tables.kept(batch)
+        kept = tables.kept(batch).full(len(batch))
         tokens = _Tokens(self, batch)
         running = tables.running(kept, tokens.states)
         form = self.problem.weight_format
@@ -139,7 +141,7 @@ class Workload:
         return Sizes(
             phases=phases,
             requests=tokens.requests,
-            weight_bytes=tables.weight_bytes(widths, kept, form),
+            weight_bytes=tables.weight_bytes(widths, kept),
             kv_bytes=np.broadcast_to(self._kv_bytes(tables, cached, tokens), n),
             limits=self._limits(tokens, n),
         )
@@ -252,39 +254,31 @@ def _block_entries(schema: Schema, name: str, model: Model, role: str) -> tuple[
 
 
 class _StoredWeights:
-    """Bytes of all parameters of a model."""
+    """Bytes of all parameters of a model: matrices at their bits, all else at 16."""
 
     def __init__(self, model: Model, schema: Schema, role: str) -> None:
         quantised = (ModuleKind.LINEAR, ModuleKind.EMBEDDING)
         matrices = [m for m in model.modules if m.kind in quantised and not m.tied_to]
+        plain = [m for m in model.modules if m.kind not in quantised]
+        biased = [m for m in model.modules if m.bias]
+        modules = [*matrices, *plain, *biased]
         # Groups run along the features that a product sums over: inputs of a linear module, columns of a table.
         is_table = [m.kind is ModuleKind.EMBEDDING for m in matrices]
-        self._grouped = Dims([m.out_dim if t else m.in_dim for m, t in zip(matrices, is_table, strict=True)])
-        self._channels = Dims([m.in_dim if t else m.out_dim for m, t in zip(matrices, is_table, strict=True)])
-        self._copies = np.array([m.n_copies for m in matrices], dtype=np.float64)
-        self._block = block_columns(matrices, model)
-        self._column, self._share = weight_columns(matrices, schema, role)
-        plain = [m for m in model.modules if m.kind not in quantised]
-        self._plain_rows = Dims([m.in_dim for m in plain])
-        self._plain_columns = Dims([m.out_dim.times(m.n_copies) for m in plain])
-        self._plain_block = block_columns(plain, model)
-        biased = [m for m in model.modules if m.bias]
-        self._bias = Dims([m.out_dim.times(m.n_copies) for m in biased])
-        self._bias_block = block_columns(biased, model)
+        grouped = [m.out_dim if t else m.in_dim for m, t in zip(matrices, is_table, strict=True)]
+        channels = [m.in_dim if t else m.out_dim for m, t in zip(matrices, is_table, strict=True)]
+        weight, share = weight_columns([*matrices, *(None for _ in [*plain, *biased])], schema, role)
+        self._matrices = Matrices(
+            block=block_columns(modules, model),
+            grouped=dim_table([*grouped, *(m.in_dim for m in plain), *(Dim(1) for _ in biased)]),
+            channels=dim_table([*channels, *(m.out_dim for m in plain), *(m.out_dim for m in biased)]),
+            copies=np.array([m.n_copies for m in modules], dtype=np.float64),
+            weight=weight,
+            share=share,
+        )
 
-    def __call__(self, widths: Widths, kept: Kept, form: WeightFormat) -> np.ndarray:
+    def __call__(self, widths: Widths, kept: Kept) -> np.ndarray:
         """Return the bytes of each design's weights, shape (n,)."""
-        grouped, channels = self._grouped.size(kept, self._block), self._channels.size(kept, self._block)
-        groups = np.ceil(grouped / form.group_size)
-        per_channel: np.ndarray = np.zeros((1, 1))
-        for c in range(self._share.shape[1]):
-            bits = widths.weight[:, self._column + c]
-            per_channel = per_channel + self._share[:, c] * (grouped * bits + groups * group_bits(bits, form))
-        matrices = per_channel * channels * (self._copies * kept.block[:, self._block]) / 8
-        rows = self._plain_rows.size(kept, self._plain_block)
-        plain = rows * self._plain_columns.size(kept, self._plain_block) * kept.block[:, self._plain_block]
-        biases = self._bias.size(kept, self._bias_block) * kept.block[:, self._bias_block]
-        return matrices.sum(axis=1) + (plain.sum(axis=1) + biases.sum(axis=1)) * PLAIN_BITS / 8
+        return sum_stored_bytes(self._matrices, widths, kept.heads, kept.channels, kept.block)
 
 
 class _CachedPositions:

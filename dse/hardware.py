@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from dse import units
+from dse import technology, units
 from dse.canonical import content_hash
 from dse.errors import HardwareError, UserError, unknown
 from dse.knobs import KNOBS
@@ -30,13 +30,21 @@ PRECISIONS: Final = ("fp16", "fp8", "int8", "fp4", "int4")
 
 ACCELERATOR_FIELDS: Final = (
     "pe_rows", "pe_cols", "n_cores", "dataflow", "sram_bytes", "dram_bytes_per_s", "freq_hz", "vector_lanes",
-    "tile_m", "tile_n", "tile_k", "loop_order",
+    "mac_array", "tile_m", "tile_n", "tile_k", "loop_order",
+)  # fmt: skip
+
+# How a constant follows its template to another node: by the rule for logic, not at all because the rule does not cover
+# it, or left alone because it belongs to no node (ratios, sizes) or to another chip (DRAM).
+LOGIC_ENERGY: Final = ("mac_j_per_op", "vector_j_per_op")
+LOGIC_AREA: Final = ("pe_mm2_per_unit", "vector_lane_mm2_per_unit")
+AT_THEIR_NODE: Final = (
+    "sram_read_j_per_bit", "sram_write_j_per_bit", "sram_mm2_per_byte", "leakage_w_per_mm2", "phy_mm2_per_unit",
 )  # fmt: skip
 
 CONSTANTS: Final = (
     "mac_j_per_op", "mac_multiply_ratio", "vector_j_per_op", "sram_read_j_per_bit", "sram_write_j_per_bit",
     "sram_anchor_bytes", "sram_energy_exponent", "dram_j_per_bit", "leakage_w_per_mm2",
-    "pe_mm2_per_unit", "vector_lane_mm2_per_unit", "sram_mm2_per_byte", "phy_mm2_per_unit",
+    "pe_mm2_per_unit", "pe_scalable_area_ratio", "vector_lane_mm2_per_unit", "sram_mm2_per_byte", "phy_mm2_per_unit",
 )  # fmt: skip
 
 
@@ -100,13 +108,16 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """One energy or area constant: value and band in SI units, technology node, supply voltage, source."""
+    """One energy or area constant: value and band in SI units, at a technology node and supply voltage, its source.
+
+    A constant of logic that was read at another node than its template's stands here as scaled to it.
+    """
 
     value: float
     low: float
     high: float
     node_nm: float
-    voltage_v: float | None
+    voltage_v: float
     source: str
     recalled: bool
 
@@ -121,6 +132,7 @@ class Accelerator:
         reference: value of every field that a design may change.
         constants: energy and area constants by name.
         memory_bytes: DRAM capacity.
+        node_nm, voltage_v, process: technology that it is built in, "hp" or "lp".
         document: the TOML it was read from.
     """
 
@@ -129,6 +141,9 @@ class Accelerator:
     reference: Mapping[str, Value]
     constants: Mapping[str, Constant]
     memory_bytes: int
+    node_nm: float
+    voltage_v: float
+    process: str
     document: Mapping[str, Any] = field(repr=False)
 
     @cached_property
@@ -289,7 +304,8 @@ def _read_device(document: Mapping[str, Any], where: str) -> Device:
 
 
 def _read_accelerator(document: Mapping[str, Any], where: str) -> Accelerator:
-    _check_keys(document, {"type", "name", "title", "note", "memory_bytes", "reference", "constants", "source"}, where)
+    _check_keys(document, {"type", "name", "title", "note", "memory_bytes", "node_nm", "voltage_v", "process",
+                           "reference", "constants", "source"}, where)  # fmt: skip
     reference = document.get("reference", {})
     _check_keys(reference, set(ACCELERATOR_FIELDS), f"{where} [reference]")
     missing = [f for f in ACCELERATOR_FIELDS if f not in reference]
@@ -300,35 +316,74 @@ def _read_accelerator(document: Mapping[str, Any], where: str) -> Accelerator:
     missing = [c for c in CONSTANTS if c not in constants]
     if missing:
         raise HardwareError(f"{where}: [constants] lacks {', '.join(missing)}")
-    _check_sources(["memory_bytes", "reference"], _sources(document, where), where)
+    _check_sources(["memory_bytes", "reference", "node_nm", "voltage_v"], _sources(document, where), where)
+    node_nm, voltage_v = (_positive(document.get(key), key, where) for key in ("node_nm", "voltage_v"))
+    process = _process(document, where)
+    found = {}
+    for name in CONSTANTS:
+        place = f"{where} [constants.{name}]"
+        read = _constant(constants[name], place)
+        found[name] = _at_node(
+            name, read, _process(constants[name], place, process), (node_nm, voltage_v, process), place
+        )
     return Accelerator(
         name=_text(document, "name", where),
         title=_text(document, "title", where),
         reference={f: KNOBS[f].read(reference[f], f"{where}: {f}") for f in ACCELERATOR_FIELDS},
-        constants={c: _constant(constants[c], f"{where} [constants.{c}]") for c in CONSTANTS},
+        constants=found,
         memory_bytes=int(_number(document, "memory_bytes", where, True) or 0),
+        node_nm=node_nm,
+        voltage_v=voltage_v,
+        process=process,
         document=document,
     )
 
 
 def _constant(table: Mapping[str, Any], where: str) -> Constant:
-    _check_keys(table, {"value", "low", "high", "node_nm", "voltage_v", "source", "recalled"}, where)
+    _check_keys(table, {"value", "low", "high", "node_nm", "voltage_v", "process", "source", "recalled"}, where)
     value, low, high = (_positive(table.get(key), key, where) for key in ("value", "low", "high"))
     if not low <= value <= high:
         raise HardwareError(f"{where}: low <= value <= high does not hold for {low}, {value}, {high}")
     recalled = bool(table.get("recalled", False))
     if recalled and high < 2 * low:
         raise HardwareError(f"{where}: a recalled constant carries a band of a factor 2 or more, not {high / low:.3g}")
-    voltage = table.get("voltage_v")
     return Constant(
         value=value,
         low=low,
         high=high,
         node_nm=_positive(table.get("node_nm"), "node_nm", where),
-        voltage_v=None if voltage is None else _positive(voltage, "voltage_v", where),
+        voltage_v=_positive(table.get("voltage_v"), "voltage_v", where),
         source=_text(table, "source", where),
         recalled=recalled,
     )
+
+
+def _process(table: Mapping[str, Any], where: str, default: str = "hp") -> str:
+    process = table.get("process", default)
+    if process not in technology.PROCESSES:
+        raise HardwareError(f"{where}: process={process!r} is neither of {', '.join(technology.PROCESSES)}")
+    return str(process)
+
+
+def _at_node(name: str, read: Constant, process: str, built: tuple[float, float, str], where: str) -> Constant:
+    """Return a constant as it is at the template's node, voltage and process; its band keeps its ratios."""
+    node_nm, voltage_v, target = built
+    is_same_node = (read.node_nm, process) == (node_nm, target)
+    if name in LOGIC_ENERGY and not (is_same_node and read.voltage_v == voltage_v):
+        factor = technology.energy_factor(node_nm, voltage_v, target, where)
+        factor /= technology.energy_factor(read.node_nm, read.voltage_v, process, where)
+    elif name in LOGIC_AREA and read.node_nm != node_nm:
+        factor = technology.area_factor(node_nm, where) / technology.area_factor(read.node_nm, where)
+    elif name in AT_THEIR_NODE and read.node_nm != node_nm:
+        raise HardwareError(
+            f"{where}: a constant of {read.node_nm:g} nm in a template of {node_nm:g} nm",
+            f"the scaling rule covers logic only: give {name} at {node_nm:g} nm, with a band for what you assume",
+        )
+    else:
+        return read
+    given = f"{read.source}; scaled from {read.node_nm:g} nm and {read.voltage_v:g} V after Stillmaker and Baas (2017)"
+    low, value, high = (factor * end for end in (read.low, read.value, read.high))
+    return Constant(value, low, high, node_nm, voltage_v, given, read.recalled)
 
 
 def _check_keys(table: Any, known: set[str], where: str) -> None:

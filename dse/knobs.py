@@ -25,6 +25,7 @@ from dse.errors import SpaceError, UserError
 from dse.params import Value
 
 BIT_WIDTHS: Final = (2, 3, 4, 6, 8, 16)
+MAC_ARRAYS: Final = ("fixed", "scalable")
 DATAFLOWS: Final = ("ws", "os", "is")
 LOOP_ORDERS: Final = ("mnk", "mkn", "nmk", "nkm", "kmn", "knm")
 
@@ -174,10 +175,16 @@ KNOBS: Final[dict[str, Knob]] = _all(
     Knob("dram_bytes_per_s", Scope.PROBLEM, float, "DRAM bandwidth", low=1e6, high=1e15),
     Knob("freq_hz", Scope.PROBLEM, float, "clock of the array and the vector unit", low=1e6, high=1e11),
     Knob("vector_lanes", Scope.PROBLEM, int, "elements the vector unit works on per cycle", low=1, high=1_048_576),
-    Knob("tile_m", Scope.PROBLEM, int, "rows of activations of one on-chip tile", low=1, high=1_048_576),
-    Knob("tile_n", Scope.PROBLEM, int, "output features of one on-chip tile", low=1, high=1_048_576),
-    Knob("tile_k", Scope.PROBLEM, int, "inner features of one on-chip tile", low=1, high=1_048_576),
-    Knob("loop_order", Scope.PROBLEM, str, "order of the tile loops, outermost first", allowed=LOOP_ORDERS),
+    Knob("mac_array", Scope.PROBLEM, str, "whether narrow operands share a processing element", allowed=MAC_ARRAYS,
+         default="fixed"),
+    Knob("tile_m", Scope.PROBLEM, int, "rows of activations of one on-chip tile; 0: as the mapper finds best",
+         low=0, high=1_048_576),
+    Knob("tile_n", Scope.PROBLEM, int, "output features of one on-chip tile; 0: as the mapper finds best",
+         low=0, high=1_048_576),
+    Knob("tile_k", Scope.PROBLEM, int, "inner features of one on-chip tile; 0: as the mapper finds best",
+         low=0, high=1_048_576),
+    Knob("loop_order", Scope.PROBLEM, str, "order of the tile loops, outermost first; auto: as the mapper finds best",
+         allowed=("auto", *LOOP_ORDERS)),
 )  # fmt: skip
 
 ALIASES: Final[dict[str, tuple[str, ...]]] = {

@@ -11,21 +11,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.accelerator import AcceleratorEvaluator
 from costmodels.chip import Chip, Events
-from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, WIDE, K, M, N
-from costmodels.serial import SerialEvaluator
-from costmodels.systolic import (
-    A_MOVED,
-    B_MOVED,
-    CYCLES,
+from costmodels.passes import (
+    ACTIVATION_BYTES,
+    ARRAY_S,
+    KV_BYTES,
     MACS,
-    O_MOVED,
+    N_PLANES,
     SCALED_MACS,
+    SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
+    WEIGHT_BYTES,
+    run_sizes,
 )
-from costmodels.workload import PHASES
+from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, WIDE, K, M, N
+from costmodels.serial import serial_products
+from costmodels.workload import PHASES, Workload
 from dse.errors import UserError, unknown
 from dse.hardware import Accelerator
 from dse.protocols import Chosen
@@ -36,7 +38,7 @@ class Layer:
     """A distinct product of a phase: like :class:`~dse.protocols.CheckedProduct`, before anything was checked.
 
     Attributes:
-        plane: a column of the sizes of :func:`costmodels.products.size_products`, shape (8,), of one product.
+        plane: a column of the sizes of :func:`costmodels.products.size_products`, shape (9,), of one product.
     """
 
     label: str
@@ -76,8 +78,7 @@ class Layers:
         self.chip = Chip(hardware, chosen.design)
         self.n_cores = int(self.chip.arrays.cores[0])
         self.chip.arrays = self.chip.arrays._replace(cores=np.ones(1))
-        self._physical = AcceleratorEvaluator(chosen.problem, hardware, "")
-        self._serial = SerialEvaluator(chosen.problem, hardware, "")
+        self._workload = Workload(chosen.problem)
         self.rows, self.cols = int(self.chip.arrays.rows[0]), int(self.chip.arrays.cols[0])
         self.dataflow = str(chosen.design["dataflow"][0])
         self.sram_bytes = float(self.chip.sram_bytes[0])
@@ -93,11 +94,10 @@ class Layers:
         """
         if phase not in PHASES:
             raise unknown("phase", phase, PHASES)
-        workload = self._physical.workload
-        sizes = next((p for p in workload.size(self._design).phases if p.name == phase), None)
+        sizes = next((p for p in self._workload.size(self._design).phases if p.name == phase), None)
         if sizes is None or not (sizes.gemms.planes[COUNT] > 0).any():
             raise UserError(f"the request has no {phase}", "choose another --phase")
-        labels = workload.tables(self._design.schema).gemms[phase].labels
+        labels = self._workload.tables(self._design.schema).gemms[phase].labels
         planes = sizes.gemms.planes[:, 0]
         seconds = self._figures(planes[:, None])["latency_cycles"]
         groups: dict[tuple[str, bytes], list[int]] = {}
@@ -115,8 +115,8 @@ class Layers:
     def ours(self, layer: Layer) -> dict[str, float]:
         """Return our figures for one product, by the names of :class:`~dse.protocols.CheckedProduct`."""
         figures = {name: float(a[0]) for name, a in self._figures(layer.plane[:, None, None]).items()}
-        serial = self._serial.run_products(layer.plane[:, None, None], self.chip)
-        return figures | {"scalesim_cycles": float(serial[CYCLES, 0, 0])}
+        serial = serial_products(layer.plane[:, None, None], self.chip)
+        return figures | {"scalesim_cycles": float(serial.cycles[0, 0])}
 
     def mac_j(self, layer: Layer) -> float:
         """Return the energy of one multiply-accumulate at the product's widths."""
@@ -134,30 +134,36 @@ class Layers:
             "dram_j": self.chip.constant("dram_j_per_bit", "value"),
         }
 
-    def _figures(self, planes: np.ndarray) -> dict[str, np.ndarray]:
-        """Return physical, memory and latency cycles and energy of products, planes (8, 1, j); shape (j,) each."""
-        ran = self._physical.run_products(planes, self.chip)
-        moved = ran[A_MOVED] + ran[B_MOVED] + ran[O_MOVED]
-        memory = moved * (self.freq_hz / self.dram_bytes_per_s)
-        nothing = np.zeros((1, 1))
+    def _figures(self, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Return physical, memory and latency cycles and energy of products, sizes (9, 1, j); shape (j,) each."""
+        ran, whole = self._run(sizes, self.dram_bytes_per_s), self._run(sizes, np.inf)
+        moved = ran[WEIGHT_BYTES] + ran[KV_BYTES] + ran[ACTIVATION_BYTES]
         events = Events(
             macs=ran[MACS],
             scaled_macs=ran[SCALED_MACS],
-            vector_ops=nothing,
+            vector_ops=np.zeros((1, 1)),
             sram_read_bits=ran[SRAM_READ_BITS],
             sram_write_bits=ran[SRAM_WRITE_BITS],
             dram_bits=8 * moved,
         )
         return {
-            "physical_cycles": ran[CYCLES][0],
-            "memory_cycles": memory[0],
-            "latency_cycles": np.maximum(ran[CYCLES], memory)[0],
+            "physical_cycles": whole[ARRAY_S, 0] * self.freq_hz,
+            "memory_cycles": moved[0] * (self.freq_hz / self.dram_bytes_per_s),
+            "latency_cycles": ran[SECONDS, 0] * self.freq_hz,
             "energy_j": self.chip.energy(events, "value")[0],
         }
 
+    def _run(self, sizes: np.ndarray, dram_bytes_per_s: float) -> np.ndarray:
+        """Return the planes of products (see :mod:`costmodels.passes`) behind a DRAM of some bandwidth, (10, 1, j)."""
+        arrays = self.chip.arrays._replace(dram_bytes_per_s=np.full(1, dram_bytes_per_s))
+        planes = np.zeros((N_PLANES, 1, sizes.shape[2]))
+        is_weight = np.ones(sizes.shape[2], dtype=bool)
+        run_sizes(np.ascontiguousarray(sizes), arrays, is_weight, ~is_weight, planes)
+        return planes
+
 
 def _layer(label: str, members: np.ndarray, share_ratio: float) -> Layer:
-    """Return the product that members, planes (8, members), have in common once their sizes are rounded up."""
+    """Return the product that members, sizes (9, members), have in common once their sizes are rounded up."""
     plane = members[:, 0].copy()
     m, n, k = (int(np.ceil(plane[axis] - 1e-9)) for axis in (M, N, K))
     one = Layer(label, float(members[COUNT].sum()), share_ratio, (m, n, k), (plane[A_BITS], plane[B_BITS]), plane)

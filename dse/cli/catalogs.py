@@ -196,7 +196,7 @@ def _show_hardware(found: Any, as_json: bool) -> None:
     reference = [[k, format_quantity(v, k) if isinstance(v, int | float) else v] for k, v in found.reference.items()]
     click.echo("\n" + table(["knob", "reference design"], reference, left=2))
     constants = [
-        [n, f"{c.value:.3g}", f"{c.low:.3g} .. {c.high:.3g}", f"{c.node_nm:g} nm", c.source]
+        [n, f"{c.value:.3g}", f"{c.low:.3g} .. {c.high:.3g}", f"{c.node_nm:g} nm, {c.voltage_v:g} V", c.source]
         for n, c in found.constants.items()
     ]
     click.echo("\n" + table(["constant", "value", "band", "node", "source"], constants, left=5))

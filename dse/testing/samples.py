@@ -88,10 +88,11 @@ def small_space(problem: Problem | None = None, **changed: Any) -> BoundSpace:
         "dram_bytes_per_s": Choice("1 GB/s", "10 GB/s", "100 GB/s"),
         "freq_hz": Choice("500 MHz", "1 GHz"),
         "vector_lanes": Choice(1, 16, 128),
-        "tile_m": Choice(4, 16, 50, 128),
-        "tile_n": Choice(8, 32, 60),
-        "tile_k": Choice(8, 32, 60),
-        "loop_order": Choice("mnk", "mkn", "nmk", "nkm", "kmn", "knm"),
+        "mac_array": Choice("fixed", "scalable"),
+        "tile_m": Choice(0, 4, 16, 50, 128),
+        "tile_n": Choice(0, 8, 32, 60),
+        "tile_k": Choice(0, 8, 32, 60),
+        "loop_order": Choice("auto", "mnk", "mkn", "nmk", "nkm", "kmn", "knm"),
     } | changed
     known = _fields(problem)
     return Space({n: d for n, d in domains.items() if d is not None and n in known}).bind(problem)

@@ -29,6 +29,7 @@ from dse.problem import Problem
 from dse.space import BoundSpace
 from dse.testing.samples import small_model
 from tests.benchmarks import devices
+from tests.oracles.test_zigzag import summary as zigzag
 
 REPEATS = 5
 
@@ -56,7 +57,7 @@ def yardstick() -> float:
     return cpu_s(work)
 
 
-def llava_space() -> BoundSpace:
+def llava_space(**tiles: Choice) -> BoundSpace:
     """LLaVA-1.5-7B on the accelerator template: a width for each of its 374 weights, and the accelerator's knobs."""
     scenario = Scenario(images=1, image_px=(336, 336), prompt_tokens=64, output_tokens=64)
     problem = Problem({"target": read_model("llava-1.5-7b")}, scenario, read_hardware("npu-template"))
@@ -71,9 +72,7 @@ def llava_space() -> BoundSpace:
         pe_cols=Choice(16, 32, 64, 128),
         dataflow=Choice("ws", "os", "is"),
         sram_bytes=Choice("1 MiB", "4 MiB", "16 MiB"),
-        tile_m=Choice(32, 64, 128),
-        tile_n=Choice(64, 128, 256),
-        tile_k=Choice(64, 128, 256),
+        **tiles,
     ).bind(problem)
 
 
@@ -95,10 +94,56 @@ def device_work() -> Callable[[], object]:
     return lambda: evaluator.evaluate(batch)
 
 
+FIXED_TILES: dict[str, Choice] = {
+    "tile_m": Choice(32, 64, 128), "tile_n": Choice(64, 128, 256), "tile_k": Choice(64, 128, 256),
+    "loop_order": Choice("mnk", "nmk", "mkn", "nkm"),
+}  # fmt: skip
+FREE_TILES: dict[str, Choice] = {"tile_m": Choice(0), "loop_order": Choice("auto")}
+
+
+def products_rate(n: int = 100_000) -> float:
+    """Return closed-form evaluations of a matrix product per CPU second: random sizes, tiles, orders and arrays."""
+    from costmodels.passes import N_PLANES, run_pass
+    from costmodels.products import LINEAR, Bound, Products, Widths
+    from costmodels.systolic import Chips
+
+    rng = np.random.default_rng(0)
+    per_chip = 1000
+    chips = n // per_chip
+
+    def sides() -> np.ndarray:
+        return np.ascontiguousarray(rng.integers(1, 4097, (per_chip, 1)) * [1.0, 0.0, 0.0])
+
+    one, zero = np.ones(per_chip), np.zeros(per_chip, dtype=np.int64)
+    table = Products(
+        kind=zero + LINEAR, block=zero, k=sides(), n=sides(), heads=one[:, None] * [1.0, 0.0, 0.0],
+        kv_heads=one[:, None] * [1.0, 0.0, 0.0], rows=np.arange(per_chip), span=zero, copies=one, active=one,
+        weight=np.arange(per_chip), share=one[:, None].copy(), act=zero, cache=zero,
+    )  # fmt: skip
+    plain = np.ones((chips, 1))
+    bound = Bound(
+        plain, plain, plain, rng.integers(1, 1025, (chips, per_chip)) * 1.0, np.ones((chips, per_chip)), plain
+    )
+    bits = rng.choice([3.0, 4.0, 8.0], (chips, per_chip))
+    widths = Widths(bits, 8.0 * plain, 16.0 * plain, 128.0, 16.0, 1.0)
+
+    def pick(*values: float) -> np.ndarray:
+        return rng.choice(np.array(values, dtype=np.float64), chips)
+
+    order = np.array([rng.permutation(3) for _ in range(chips)], dtype=np.float64).T.copy()
+    arrays = Chips(
+        pick(16, 32, 128), pick(16, 32, 128), pick(1, 2), rng.integers(0, 3, chips), rng.integers(0, 2, chips),
+        pick(32, 64, 128), pick(64, 128, 256), pick(64, 128, 256), order[0], order[1], order[2],
+        pick(2.0**20, 2.0**22), pick(1e9), pick(34e9, 68e9),
+    )  # fmt: skip
+    is_weight, planes = np.ones(per_chip, dtype=bool), np.zeros((N_PLANES, 0, 0))
+    return n / cpu_s(lambda: run_pass(table, bound, widths, arrays, is_weight, ~is_weight, planes))
+
+
 def rates() -> dict[str, tuple[float, str]]:
     """Return every rate with its unit."""
     found: dict[str, tuple[float, str]] = {}
-    space = llava_space()
+    space = llava_space(**FIXED_TILES)
     analytical = catalogue.cost_model("analytical").prepare(space.schema.problem)
     prior = catalogue.cost_model("prior").prepare(space.schema.problem)
     rng = np.random.default_rng(0)
@@ -108,6 +153,12 @@ def rates() -> dict[str, tuple[float, str]]:
         both = cpu_s(lambda batch=batch: (analytical.evaluate(batch), prior.evaluate(batch)))
         found[f"LLaVA-1.5-7B, all metrics, batch {n}"] = (n / both, "designs")
     found["LLaVA-1.5-7B on a GPU, batch 1024"] = (1024 / cpu_s(device_work()), "designs")
+    free = llava_space(**FREE_TILES)
+    batch_free = free.decode(free.sample(256, rng))
+    mapped = catalogue.cost_model("analytical").prepare(free.schema.problem)
+    both = cpu_s(lambda: (mapped.evaluate(batch_free), prior.evaluate(batch_free)))
+    found["LLaVA-1.5-7B, all metrics, mapper free, batch 256"] = (256 / both, "designs")
+    found["closed form of a matrix product, random sizes and chips"] = (products_rate(), "products")
     codes = space.sample(1024, rng)
     found["decode codes, 1,024 rows"] = (1024 / cpu_s(lambda: space.decode(codes)), "designs")
     found["hash designs, 1,024 rows"] = (1024 / cpu_s(lambda: space.decode(codes).hashes), "designs")
@@ -167,8 +218,16 @@ def main() -> None:
     print(devices.accuracy())
     print("\nOne layer of GPT-3 175B on four A100, batch 8, 2,048 tokens; decode at position 1,025\n")
     print(devices.gpt3_layer())
+    agreement = zigzag()
+    print(f"\n{'analytical against ZigZag 3.9.1, tpu_like, 25 products':58}")
+    for name, value in agreement.items():
+        print(f"{name:58}{value:>16.4f}")
     if arguments.json:
-        document = {"yardstick_s": stick, "rates_per_s": {name: rate for name, (rate, _) in found.items()}}
+        document = {
+            "yardstick_s": stick,
+            "zigzag": agreement,
+            "rates_per_s": {name: rate for name, (rate, _) in found.items()},
+        }
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -246,9 +246,12 @@ def test_the_same_design_has_the_same_hash_in_another_space():
 
 def test_hashes_are_stable():
     """Stored hashes outlive the code: how designs are hashed may only change together with the store's schema."""
-    space = bound(weight_bits=Choice(4, 16, per="component"), dataflow=Choice("ws", "os"), ffn_keep=Float(0.5, 1.0))
+    space = bound(
+        weight_bits=Choice(4, 16, per="component"), dataflow=Choice("ws", "os"), ffn_keep=Float(0.5, 1.0),
+        tile_m=Choice(128), tile_n=Choice(256), tile_k=Choice(256), loop_order=Choice("mnk"),
+    )  # fmt: skip
     space.schema.__dict__["content_hash"] = "0" * 32  # what models and hardware contribute is theirs to change
-    batch = space.decode(np.array([[0, 1, 0, 0, 1], [1, 1, 1, 1023, 0]]))
+    batch = space.decode(np.array([[0, 1, 0, 0, 1, 0, 0, 0, 0], [1, 1, 1, 1023, 0, 0, 0, 0, 0]]))
     assert [h.hex() for h in batch.hashes] == ["316f3052df812f31a5af14fc91b0d991", "5b28a3506aeec85e9db179bcc610e5aa"]
 
 

@@ -5,8 +5,9 @@ The walk shares no code with the model: it loops over operators with Python numb
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from dse.testing.samples import small_problem, small_space
 class Walk:
     problem: object
     batch: object
+    known: dict = field(default_factory=dict)
 
     def value(self, name, component="", block=-1, path="", default=16.0):
         field = self.batch.schema.fields.get(name)
@@ -131,32 +133,94 @@ class Walk:
             bits = self.value(name, op.component, op.block) if op.cached else 16
             b_bytes = k * n * self.stored(bits) / 8
         sizes = {"m": m, "n": n, "k": k}
-        tile = {axis: min(self.value(f"tile_{axis}"), sizes[axis]) for axis in "mnk"}
-        trips = {axis: math.ceil(sizes[axis] / tile[axis]) for axis in "mnk"}
-        order = self.value("loop_order")
-
-        def fetches(free):
-            inside = order[order.index(free) + 1 :]
-            return trips[free] if any(trips[axis] > 1 for axis in inside) else 1
+        element = {"a": a_bits / 8, "b": b_bytes / (k * n)}
+        rows, cols, bandwidth = self.value("pe_rows"), self.value("pe_cols"), self.value("dram_bytes_per_s")
+        stationary = {"ws": "kn", "os": "mn", "is": "km"}[self.value("dataflow")]
+        streamed = ({*"mnk"} - {*stationary}).pop()
+        double_a, double_b = 1 + (a_bits > 8), 1 + (bits > 8)
+        packed, slots = 1, double_a * double_b
+        if self.value("mac_array") == "scalable":
+            held = [next(w for w in (2, 4, 8, 16) if w >= x) for x in (a_bits, bits)]
+            packed, slots = max(1, 64 // math.prod(held)), max(1, math.prod(held) / 64)
+        least = rows * {"ws": double_b, "os": 1, "is": double_a}[self.value("dataflow")]
+        if streamed == "k":
+            slots /= packed
+        unit = {stationary[0]: rows, stationary[1]: cols, streamed: 1}
+        if "k" in stationary:
+            unit["k"] *= packed
+        steps = max(rows, least / slots)
+        key = (count, m, k, n, *element.values(), a_bits, bits)
+        if key not in self.known:
+            fitting = [tile for tile in self.tiles(sizes, unit, steps) if self.fits(sizes, element, tile)]
+            every = itertools.product(fitting, self.orders())
+            self.known[key] = min((self.traffic(count, sizes, element, order, tile), tile) for tile, order in every)
+        moved, tile = self.known[key][0], dict(zip("mnk", self.known[key][1], strict=True))
 
         def pieces(axis):
             whole = math.floor(sizes[axis] / tile[axis])
             rest = sizes[axis] - whole * tile[axis]
             return [tile[axis]] * whole + ([rest] if rest else [])
 
-        stationary = {"ws": "kn", "os": "mn", "is": "km"}[self.value("dataflow")]
-        streamed = ({*"mnk"} - {*stationary}).pop()
-        slots = (2 if a_bits > 8 else 1) * (2 if bits > 8 else 1)
-        folds = sum(math.ceil(s / self.value("pe_rows")) for s in pieces(stationary[0])) * sum(
-            math.ceil(s / self.value("pe_cols")) for s in pieces(stationary[1])
-        )
-        one_fold = sum(max(s * slots, self.value("pe_rows")) for s in pieces(streamed))
-        cycles = math.ceil(count * folds / self.value("n_cores")) * one_fold
-        cycles += self.value("pe_rows") + self.value("pe_cols") - 2
-        moved = count * m * k * a_bits / 8 * fetches("n") + count * b_bytes * fetches("m")
-        moved += count * m * n * (2 + 8 * (fetches("k") - 1))
-        time = max(cycles / self.value("freq_hz"), moved / self.value("dram_bytes_per_s"))
+        folds = math.prod(sum(math.ceil(s / unit[axis]) for s in pieces(axis)) for axis in stationary)
+        one_fold = sum(max(s * slots, least) for s in pieces(streamed))
+        cycles = math.ceil(count * folds / self.value("n_cores")) * one_fold + rows + cols - 2
+        # Nothing overlaps with the first fold that is loaded, nor with the last results that leave the array.
+        edge = {axis: min(size, unit[axis]) for axis, size in sizes.items()}
+        exposed = {
+            "ws": edge["n"] * (edge["k"] * element["b"] + 2),
+            "os": edge["m"] * edge["n"] * 2,
+            "is": edge["m"] * (edge["k"] * element["a"] + 2),
+        }[self.value("dataflow")]
+        exposed = min(exposed, moved)
+        time = exposed / bandwidth + max(cycles / self.value("freq_hz"), (moved - exposed) / bandwidth)
         return time, moved, count * m * k * n
+
+    def orders(self):
+        asked = self.value("loop_order")
+        return ["mnk", "nmk", "mkn", "kmn", "nkm", "knm"] if asked == "auto" else [asked]
+
+    def tiles(self, sizes, unit, steps):
+        """Every tile (m, n, k) that the mapper may choose from: the given one, or 1, 2, 4, ... pieces and the most."""
+        found = []
+        for axis in "mnk":
+            size, asked = sizes[axis], self.value(f"tile_{axis}")
+            if asked:
+                found.append([min(asked, size)])
+                continue
+            if unit[axis] > 1:
+                folds = math.ceil(size / unit[axis])
+                sides = [math.ceil(folds / 2**i) * unit[axis] for i in range(24) if 2**i <= folds] + [unit[axis]]
+            else:
+                sides, even = [size], []
+                for trips in range(2, math.floor(size / steps) + 1):
+                    tile = math.ceil(size / trips)
+                    if size - tile * (math.ceil(size / tile) - 1) >= steps:
+                        even.append(tile)
+                        sides += [tile] * (trips & (trips - 1) == 0)
+                sides += even[-1:]
+            sides = {min(tile, size) for tile in sides}
+            found.append(sides)
+        return itertools.product(*found)
+
+    def fits(self, sizes, element, tile):
+        """Whether tiles fit on chip; a row where none of the given ones does is infeasible and not walked."""
+        tile = dict(zip("mnk", tile, strict=True))
+        several = {axis for axis in "mnk" if tile[axis] < sizes[axis]}
+        a = tile["m"] * tile["k"] * element["a"] * (2 if several & {*"mk"} else 1)
+        b = tile["k"] * tile["n"] * element["b"] * (2 if several & {*"kn"} else 1)
+        return a + b + 4 * tile["m"] * tile["n"] <= self.value("sram_bytes")
+
+    @staticmethod
+    def traffic(count, sizes, element, order, tile):
+        trips = {axis: math.ceil(sizes[axis] / t) for axis, t in zip("mnk", tile, strict=True)}
+
+        def fetches(free):
+            inside = order[order.index(free) + 1 :]
+            return trips[free] if any(trips[axis] > 1 for axis in inside) else 1
+
+        m, n, k = (sizes[axis] for axis in "mnk")
+        moved = count * m * k * element["a"] * fetches("n") + count * k * n * element["b"] * fetches("m")
+        return moved + count * m * n * (2 + 8 * (fetches("k") - 1))
 
 
 @pytest.mark.parametrize(("kind", "scenario"), [("vision-language", {}), ("text", {"output_tokens": 40})])

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels import scalesim
-from costmodels.systolic import A_MOVED, B_MOVED, CYCLES, O_MOVED
 from dse import Choice, Space, catalogue
 from dse.errors import HardwareError, NameUnknown
 from dse.testing.conformance import check_cost_model
@@ -186,27 +185,27 @@ def test_products_of_a_model_take_the_tools_cycles():
     """One array, int8: cycles and words of every product equal the closed form, results at 16 bits."""
     from costmodels.chip import Chip
     from costmodels.products import COUNT, K, M, N
-    from costmodels.serial import SerialEvaluator
+    from costmodels.serial import serial_products
+    from costmodels.workload import Workload
 
     problem = small_problem("text")
     space = Space(pe_rows=Choice(8), pe_cols=Choice(16), dataflow=Choice("os"), weight_bits=Choice(8),
                   act_bits=Choice(8), kv_bits=Choice(8), sram_bytes=Choice(3 * 8192)).bind(problem)  # fmt: skip
     batch = space.decode(space.reference_codes())
-    evaluator = SerialEvaluator(problem, problem.hardware, "test")
-    planes = evaluator.workload.size(batch).phases[0].gemms.planes
-    ran = evaluator.run_products(planes, Chip(problem.hardware, batch))
+    planes = Workload(problem).size(batch).phases[0].gemms.planes
+    ran = serial_products(planes, Chip(problem.hardware, batch))
     linear = planes[3][0] > 0
     args = [planes[p][0][linear] for p in (M, N, K)]
     c = scalesim.count(
         *args, np.full(1, 8.0), np.full(1, 16.0), np.array([scalesim.STAYS["os"]]), 8192.0, 8192.0, 4096.0
     )
     times = planes[COUNT][0][linear]
-    assert ran[CYCLES][0][linear] == pytest.approx(times * c.cycles, rel=1e-12)
+    assert ran.cycles[0][linear] == pytest.approx(times * c.cycles, rel=1e-12)
     is_int8 = planes[4][0][linear] == 8
     assert is_int8.any()
-    assert ran[A_MOVED][0][linear][is_int8] == pytest.approx((times * c.a_dram_reads)[is_int8], rel=1e-12)
-    assert (ran[B_MOVED][0][linear] >= (times * args[1] * args[2])).all()  # scales come on top
-    assert (ran[O_MOVED][0][linear] >= 2 * times * args[0] * args[1]).all()
+    assert ran.a_moved[0][linear][is_int8] == pytest.approx((times * c.a_dram_reads)[is_int8], rel=1e-12)
+    assert (ran.b_moved[0][linear] >= (times * args[1] * args[2])).all()  # scales come on top
+    assert (ran.o_moved[0][linear] >= 2 * times * args[0] * args[1]).all()
 
 
 def test_serial_folds_take_longer_than_overlapped_ones():

@@ -71,6 +71,7 @@ def test_laws_can_fail():
         "row_equals_batch": by("latency_s", lambda b: 1 + 1e-15 * len(b)),
         "more_bandwidth_never_costs_time": by("latency_s", lambda b: b["dram_bytes_per_s"] ** 2),
         "more_sram_never_costs_time": by("latency_s", lambda b: b["sram_bytes"].astype(float)),
+        "more_sram_never_moves_more": by("dram_bytes", lambda b: b["sram_bytes"].astype(float)),
         "fewer_bits_never_cost_bytes": by("weight_bytes", lambda b: 1.0 / b["weight_bits"].mean(axis=1) ** 2),
         "traffic_at_least_compulsory": by("dram_bytes", lambda b: 0.001 + 0 * b["freq_hz"]),
         "time_scales_with_time": lambda v, _: {"latency_s": v["latency_s"] + 1e-6} if v["latency_s"].ndim == 2 else {},

@@ -1,0 +1,180 @@
+"""One pass of a phase: all its matrix products for a batch of designs, sized, mapped and run in one compiled loop.
+
+The loop works on scalars, product by product: :func:`costmodels.products.size_design` says how large it is,
+:func:`costmodels.mapper.best_tiles` chooses what the design leaves free, :func:`costmodels.systolic.run_product` says
+what it does, and its time is
+
+    exposed / bandwidth + max(cycles / frequency, (traffic - exposed) / bandwidth)
+
+Sums run in the order of the products, design by design, so a row's result does not depend on its neighbours, bit for
+bit. A mapping depends on the product's size and widths alone, so products that are alike within a design are mapped
+once.
+
+Compiled code is kept on disk and knows its own file only: after a change of a module that this one calls, touch this
+one (the tests do).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from costmodels.mapper import MOST_CUTS, best_tiles
+from costmodels.products import (
+    A_BITS,
+    B_BITS,
+    B_BYTES,
+    COUNT,
+    HELD,
+    N_SIZES,
+    WIDE,
+    Bound,
+    K,
+    M,
+    N,
+    Products,
+    Widths,
+    size_design,
+)
+from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, pace, run_product
+
+# Rows of the totals of a pass, shape (10, n).
+(
+    SECONDS, WEIGHT_BYTES, KV_BYTES, ACTIVATION_BYTES, MACS, SCALED_MACS, SRAM_READ_BITS, SRAM_WRITE_BITS, LIVE_BYTES,
+    TILE_BYTES,
+) = range(10)  # fmt: skip
+N_TOTALS: Final = 10
+
+# Planes of the products of a pass, shape (10, n, j): the first eight as above, then time in and beside the array.
+ARRAY_S, TRAFFIC_S = 8, 9
+N_PLANES: Final = 10
+
+# Mappings that a design remembers; what falls on the same place is worked out again.
+_REMEMBERED: Final = 1024
+
+
+class Known(NamedTuple):
+    """Mappings of one design, by size and widths of the product."""
+
+    design: np.ndarray
+    keys: np.ndarray
+    tiles: np.ndarray
+
+
+@njit(cache=True)
+def run_pass(
+    p: Products, b: Bound, w: Widths, c: Chips, is_weight: np.ndarray, is_cached: np.ndarray, planes: np.ndarray
+) -> np.ndarray:
+    """Return the totals of a pass: sums over its products, of live and tile bytes the largest, shape (10, n).
+
+    Args:
+        p, b, w: its products, symbols and widths.
+        c: chips of the designs.
+        is_weight, is_cached: whether B is a weight, or comes from the key-value cache; else activations, shape (j,).
+        planes: filled with what each product adds, shape (10, n, j); of shape (10, 0, 0), not.
+    """
+    n_designs = len(b.block)
+    totals = np.zeros((N_TOTALS, n_designs))
+    known = Known(np.full(_REMEMBERED, -1), np.empty((_REMEMBERED, 7)), np.empty((_REMEMBERED, 6)))
+    room, sizes = np.empty((3, 2, MOST_CUTS)), np.empty((N_SIZES, 1, len(p.kind)))
+    for i in range(n_designs):
+        size_design(p, b, w, i, sizes, 0)
+        _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, room)
+    return totals
+
+
+@njit(cache=True)
+def run_sizes(
+    sizes: np.ndarray, c: Chips, is_weight: np.ndarray, is_cached: np.ndarray, planes: np.ndarray
+) -> np.ndarray:
+    """Return the totals of products that are sized already, shape (10, n); see :func:`run_pass`.
+
+    Args:
+        sizes: as :func:`costmodels.products.size_products` returns them, shape (9, n, j).
+        c, is_weight, is_cached, planes: as for :func:`run_pass`.
+    """
+    n_designs = sizes.shape[1]
+    totals = np.zeros((N_TOTALS, n_designs))
+    known = Known(np.full(_REMEMBERED, -1), np.empty((_REMEMBERED, 7)), np.empty((_REMEMBERED, 6)))
+    room = np.empty((3, 2, MOST_CUTS))
+    for i in range(n_designs):
+        _run_design(i, sizes, i, c, is_weight, is_cached, planes, totals, known, room)
+    return totals
+
+
+@njit(cache=True)
+def _run_design(
+    i: int, sizes: np.ndarray, at_size: int, c: Chips, is_weight: np.ndarray, is_cached: np.ndarray,
+    planes: np.ndarray, totals: np.ndarray, known: Known, room: np.ndarray,
+) -> None:  # fmt: skip
+    """Run the products of design i, whose sizes are ``sizes[:, at_size]``, and enter them into totals and planes."""
+    rows, cols, cores, stays = c.rows[i], c.cols[i], c.cores[i], c.stays[i]
+    freq, bandwidth = c.freq_hz[i], c.dram_bytes_per_s[i]
+    asked = Tiles(c.tile_m[i], c.tile_n[i], c.tile_k[i], c.at_m[i], c.at_n[i], c.at_k[i])
+    is_free = min(asked.m, asked.n, asked.k) <= 0.0 or asked.at_m < 0.0
+    seconds = weights = caches = activations = macs = scaled = reads = writes = live = held = 0.0
+    for j in range(sizes.shape[2]):
+        count, m, k, n = sizes[COUNT, at_size, j], sizes[M, at_size, j], sizes[K, at_size, j], sizes[N, at_size, j]
+        if count <= 0.0:
+            continue
+        a_bits, b_bits, b_bytes = sizes[A_BITS, at_size, j], sizes[B_BITS, at_size, j], sizes[B_BYTES, at_size, j]
+        wide, width = sizes[WIDE, at_size, j], sizes[HELD, at_size, j]
+        meets = pace(rows, cols, stays, c.is_scalable[i], a_bits, width, wide)
+        if is_free:
+            at = _place(m, k, n, a_bits, b_bytes)
+            key = known.keys[at]
+            same_size = known.design[at] == i and key[0] == m and key[1] == k and key[2] == n
+            same_bits = key[3] == a_bits and key[4] == b_bytes and key[5] == wide and key[6] == width
+            if not (same_size and same_bits):
+                a, o, sram = a_bits / 8.0, PLAIN_BYTES, c.sram_bytes[i]
+                least = max(rows, meets.least / meets.slots)
+                found = best_tiles(m, k, n, a, b_bytes / (k * n), o, meets, least, sram, asked, room)
+                known.design[at] = i
+                key[0], key[1], key[2], key[3], key[4], key[5], key[6] = m, k, n, a_bits, b_bytes, wide, width
+                for x in range(6):
+                    known.tiles[at, x] = found[x]
+            t = known.tiles[at]
+            tiles = Tiles(t[0], t[1], t[2], t[3], t[4], t[5])
+        else:
+            tiles = Tiles(min(asked.m, m), min(asked.n, n), min(asked.k, k), asked.at_m, asked.at_n, asked.at_k)
+        ran = run_product(count, m, k, n, a_bits, b_bytes, rows, cols, cores, stays, meets, tiles, PLAIN_BYTES)
+        moved = ran.a_moved + ran.b_moved + ran.o_moved
+        array_s, exposed_s = ran.cycles / freq, ran.exposed / bandwidth
+        traffic_s = (moved - ran.exposed) / bandwidth
+        weight = ran.b_moved if is_weight[j] else 0.0
+        cache = ran.b_moved if is_cached[j] else 0.0
+        activation = ran.a_moved + ran.o_moved + (0.0 if is_weight[j] or is_cached[j] else ran.b_moved)
+        work = count * m * k * n
+        scaled_work = work * a_bits * b_bits / 64.0
+        seconds += exposed_s + max(array_s, traffic_s)
+        weights += weight
+        caches += cache
+        activations += activation
+        macs += work
+        scaled += scaled_work
+        reads += ran.sram_read_bits
+        writes += ran.sram_write_bits
+        live = max(live, count * m * (k * a_bits / 8.0 + n * PLAIN_BYTES))
+        held = max(held, ran.tile_bytes)
+        if planes.shape[1] > 0:
+            bound = array_s >= traffic_s
+            planes[SECONDS, i, j] = exposed_s + max(array_s, traffic_s)
+            planes[WEIGHT_BYTES, i, j], planes[KV_BYTES, i, j] = weight, cache
+            planes[ACTIVATION_BYTES, i, j] = activation
+            planes[MACS, i, j], planes[SCALED_MACS, i, j] = work, scaled_work
+            planes[SRAM_READ_BITS, i, j], planes[SRAM_WRITE_BITS, i, j] = ran.sram_read_bits, ran.sram_write_bits
+            planes[ARRAY_S, i, j] = array_s if bound else 0.0
+            planes[TRAFFIC_S, i, j] = exposed_s if bound else exposed_s + traffic_s
+    totals[SECONDS, i], totals[WEIGHT_BYTES, i], totals[KV_BYTES, i] = seconds, weights, caches
+    totals[ACTIVATION_BYTES, i], totals[MACS, i], totals[SCALED_MACS, i] = activations, macs, scaled
+    totals[SRAM_READ_BITS, i], totals[SRAM_WRITE_BITS, i] = reads, writes
+    totals[LIVE_BYTES, i], totals[TILE_BYTES, i] = live, held
+
+
+@njit(cache=True)
+def _place(m: float, k: float, n: float, a_bits: float, b_bytes: float) -> int:
+    """Return the place of a product among the known mappings."""
+    mixed = int(m) * 73856093 ^ int(k) * 19349663 ^ int(n) * 83492791 ^ int(a_bits) * 2654435761 ^ int(b_bytes) * 40503
+    return (mixed ^ (mixed >> 17)) & (_REMEMBERED - 1)
