@@ -8,7 +8,9 @@ passes.py       all products of a pass, sized, mapped and run in one compiled lo
 accelerator.py  analytical cost of a model on an accelerator that is being designed
 scalesim.py     one matrix product as SCALE-Sim counts it: cycles, on-chip and DRAM traffic
 serial.py       the analytical model of an accelerator in the mode "scalesim"
-device.py       analytical cost of a model on a device with datasheet numbers
+device.py       analytical cost of a model on a device that exists, kernel by kernel
+kernels.py      latency of one kernel on a device, in closed form; collectives.py: of collectives between devices
+calibration.py  fits the constants of that form to measured kernels; constants.py: who has which
 analytical.py   the hardware cost model "analytical": one of the two, by the problem's hardware
 outside/        tools of the field, run in their own process, to check single matrix products against
 prior.py        the quality cost model "prior": published tables, with intervals
@@ -16,6 +18,8 @@ prior.py        the quality cost model "prior": published tables, with intervals
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 COST_MODELS: Final = {
@@ -27,3 +31,22 @@ OUTSIDE_TOOLS: Final = {
     "scalesim": "costmodels.outside.scalesim:ScaleSim",
     "zigzag": "costmodels.outside.zigzag:ZigZag",
 }
+
+# Compiled modules, each after those that it calls.
+_COMPILED: Final = ("products", "sums", "systolic", "mapper", "passes")
+
+
+def _renew_compiled_code() -> None:
+    """Touch compiled modules when one that they call is newer.
+
+    Compiled code is kept on disk, and numba compares it with the file of the caller alone: after an update that
+    changes what is called, the caller would go on with the old code. Where files cannot be touched, they came together.
+    """
+    files = [Path(__file__).with_name(f"{name}.py") for name in _COMPILED]
+    with suppress(OSError):
+        if files[-1].stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in files):
+            for file in files:
+                file.touch()
+
+
+_renew_compiled_code()

@@ -9,9 +9,6 @@ what it does, and its time is
 Sums run in the order of the products, design by design, so a row's result does not depend on its neighbours, bit for
 bit. A mapping depends on the product's size and widths alone, so products that are alike within a design are mapped
 once.
-
-Compiled code is kept on disk and knows its own file only: after a change of a module that this one calls, touch this
-one (the tests do).
 """
 
 from __future__ import annotations

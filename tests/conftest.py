@@ -20,19 +20,6 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def pytest_configure(config: pytest.Config) -> None:
     del config
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _renew_compiled_code()
-
-
-def _renew_compiled_code() -> None:
-    """Touch compiled modules that are older than what they call: numba checks the file of the caller alone."""
-    folder = Path(__file__).parents[1] / "costmodels"
-    compiled = [
-        folder / f"{name}.py" for name in ("products", "sums", "systolic", "mapper", "passes")
-    ]  # each calls those before
-    newest = max(path.stat().st_mtime for path in compiled)
-    if compiled[-1].stat().st_mtime < newest:
-        for path in compiled:
-            path.touch()
 
 
 @pytest.hookimpl(hookwrapper=True)

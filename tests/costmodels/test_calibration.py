@@ -190,11 +190,10 @@ TARGETS = {  # (op, precision or "" for all): mean absolute relative error of he
     ("gemm", "fp8_block"): 0.10, ("gemm", "nvfp4"): 0.10, ("context_attention", ""): 0.08,
     ("generation_attention", ""): 0.12, ("encoder_attention", ""): 0.12,
     # No target was set for these: what they reach, plus a margin.
-    ("gemm", "sq"): 0.12, ("moe", ""): 0.28, ("allreduce", ""): 0.16,
+    ("gemm", "sq"): 0.12, ("moe", ""): 0.27, ("allreduce", ""): 0.16,
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "op", ["gemm", "context_attention", "generation_attention", "encoder_attention", "moe", "allreduce"]
 )
@@ -215,9 +214,9 @@ def test_errors_on_the_half_that_was_not_fitted(rows, op):
 
 
 # Each device predicted from its datasheet and the others' constants, 16-bit products of vLLM. The targets are 12 % on
-# A100 and H200, missed by a point, and 20 % on B200 and L40S. TensorRT-LLM on the L40S (34 %) is not predicted from
-# others: its rows were measured with a warm cache, theirs with a cold one.
-LEFT_OUT = {"a100-80gb-sxm": 0.135, "h200-sxm-141gb": 0.13, "b200-sxm-180gb": 0.20, "l40s": 0.20}
+# A100 (13.2 here, 11.8 with TensorRT-LLM) and H200 (12.3; 12.0), and 20 % on B200 and L40S. TensorRT-LLM on the L40S
+# (41 %) is not predicted from others: its rows were measured with a warm cache, theirs with a cold one.
+LEFT_OUT = {"a100-80gb-sxm": 0.135, "h200-sxm-141gb": 0.125, "b200-sxm-180gb": 0.20, "l40s": 0.20}
 
 
 def test_16_bit_products_of_a_device_that_was_left_out(rows):
@@ -231,7 +230,7 @@ def test_a_gpt3_layer_on_four_a100(rows):
     """LLMCompass's measured prefill of one layer, 66.75 ms, from shipped constants; no row of it was fitted.
 
     Decode (1.11 ms) is out of reach: by the same constants 33 % short, because it ran unfused from Python, with
-    launches of 50 us that fused kernels do not have; with launches fitted to eager operators 16 % short (make bench).
+    launches of 50 us that fused kernels do not have; with launches fitted to eager operators 16 % short.
     """
     path = Path(__file__).parents[1] / "benchmarks" / "devices.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_devices", path)
