@@ -11,7 +11,7 @@ one line. :mod:`dse.testing` holds a conformance kit for each door, which third 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ from dse.metrics import MetricBatch
 from dse.objectives import Goal
 from dse.params import Value
 from dse.problem import Problem
-from dse.space import BoundSpace
+from dse.space import BoundSpace, row_keys
 
 # ---------------------------------------------------------------------------------------------- cost models
 
@@ -117,6 +117,8 @@ class History:
         n_total: designs finished in the study, of which these may be a selection.
         pending_codes: designs proposed but not finished yet (a study with lag has some), shape (q, p).
         pending_marks: their marks, -1 for those of other proposers, shape (q,).
+        finished: tells which rows of codes are those of finished designs, also of designs that this selection leaves
+            out; None where ``codes`` are all there are.
     """
 
     space: BoundSpace
@@ -130,6 +132,7 @@ class History:
     n_total: int
     pending_codes: np.ndarray
     pending_marks: np.ndarray
+    finished: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -137,6 +140,15 @@ class History:
     def next_mark(self) -> int:
         """Return one more than the largest mark this proposer has given, 0 if it has given none."""
         return 1 + int(max(self.marks.max(initial=-1), self.pending_marks.max(initial=-1)))
+
+    def is_known(self, codes: np.ndarray) -> np.ndarray:
+        """Return which rows of repaired codes were proposed before, finished or pending, boolean, shape (n,)."""
+        rows = row_keys(codes)
+        pending = set(row_keys(self.pending_codes))
+        if self.finished is None:
+            pending.update(row_keys(self.codes))
+            return np.array([row in pending for row in rows], dtype=bool)
+        return self.finished(codes) | np.array([row in pending for row in rows], dtype=bool)
 
 
 @dataclass(frozen=True)

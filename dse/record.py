@@ -9,7 +9,7 @@ import numpy as np
 from dse.objectives import Goal
 from dse.pareto import ParetoArchive
 from dse.protocols import History
-from dse.space import CODE_DTYPE, BoundSpace
+from dse.space import CODE_DTYPE, BoundSpace, row_keys
 
 _FIRST_CAPACITY: Final = 1024
 
@@ -38,6 +38,7 @@ class Record:
         self._marks = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._proposers = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._names: dict[str, int] = {}
+        self._rows_seen: set[bytes] = set()
 
     def append(
         self, codes: np.ndarray, objectives: np.ndarray, violation: np.ndarray, marks: np.ndarray, proposer: str
@@ -58,6 +59,7 @@ class Record:
         self._violation[first:last] = violation
         self._marks[first:last] = marks
         self._proposers[first:last] = self._names.setdefault(proposer, len(self._names))
+        self._rows_seen.update(row_keys(codes))
         self.n = last
         failed = np.isinf(violation)
         self.n_failed += int(failed.sum())
@@ -107,13 +109,19 @@ class Record:
             n_total=self.n,
             pending_codes=np.concatenate(codes),
             pending_marks=np.concatenate(marks),
+            finished=self._is_finished,
         )
+
+    def _is_finished(self, codes: np.ndarray) -> np.ndarray:
+        return np.array([row in self._rows_seen for row in row_keys(codes)], dtype=bool)
 
     def _rows(self, proposer: str, window: int) -> np.ndarray:
         if not window or self.n <= window:
             return np.arange(self.n)
-        front = self.archive.ids[-window // 2 :]
+        front = self.archive.ids[-(window // 2) :]
+        if not len(front):  # nothing feasible yet: what is nearest to it
+            front = np.argpartition(self.violation(), window // 2)[: window // 2]
         own = np.flatnonzero(self._proposers[: self.n] == self._names.get(proposer, -1))[-1:]
         latest = np.arange(self.n - 1, -1, -1)
-        rows = dict.fromkeys([*front.tolist(), *own.tolist(), *latest[: window + len(front) + 1].tolist()])
+        rows = dict.fromkeys([*own.tolist(), *front.tolist(), *latest[: window + len(front) + 1].tolist()])
         return np.sort(np.array(list(rows)[:window], dtype=np.int64))
