@@ -58,7 +58,7 @@ class Gp:
     window = 1200
 
     def __init__(self) -> None:
-        self._fitted: tuple[object, list[Process]] = ((), [])
+        self._fitted: tuple[object, list[Process | None]] = ((), [])
 
     def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
         """Return k designs of the largest expected gain; a stratified sample while there are too few to learn from."""
@@ -73,7 +73,7 @@ class Gp:
         chosen = _pick(model, candidates, min(k, len(candidates)), rng)
         return Proposals(candidates[chosen])
 
-    def _processes(self, history: History) -> list[Process]:
+    def _processes(self, history: History) -> list[Process | None]:
         """Return hyperparameters fitted to the designs up to the last checkpoint."""
         checkpoint = START_DESIGNS // 2
         while checkpoint * _GROWTH + 1 <= history.n_total:
@@ -121,23 +121,26 @@ class Gp:
 class _Model:
     """Predictions for one batch, and what a design would be worth by them."""
 
-    def __init__(self, history: History, order: np.ndarray, processes: list[Process]) -> None:
-        known = np.isfinite(history.objectives).all(axis=1)
-        rows = _training(order, known)
+    def __init__(self, history: History, order: np.ndarray, processes: list[Process | None]) -> None:
         self.features = Features(history.space)
-        f, knob = self.features(history.codes[rows]), self.features.knob
-        objectives = history.objectives[rows]
-        self.scales = [Scale.of(column) for column in objectives.T]
+        objectives = history.objectives
+        m, known = objectives.shape[1], np.isfinite(objectives).all(axis=1)
+        rows = _spread(order[known[order]], TRAINING_ROWS)
+        knob, f = self.features.knob, self.features(history.codes[rows])
+        self.scales = [Scale.of(column) for column in objectives[rows].T]
         self.posteriors = [
-            Posterior(process, f, knob, scale.forward(column))
-            for process, scale, column in zip(processes, self.scales, objectives.T, strict=False)
+            Posterior(process or Process.start(history.space.n_parameters), f, knob, scale.forward(column))
+            for process, scale, column in zip(processes, self.scales, objectives[rows].T, strict=False)
         ]
-        self.feasibility = None
-        if (history.violation > 0).any():
-            rows = order if len(order) <= TRAINING_ROWS else order[_spread(np.arange(len(order)), TRAINING_ROWS)]
-            f = self.features(history.codes[rows])
-            self.feasibility = Posterior(processes[-1], f, knob, _labels(history.violation[rows]))
-        feasible = history.objectives[known & (history.violation == 0)]
+        self.limits: list[tuple[Posterior, float]] = []
+        for (where, column, bound), process in zip(_limits(history), processes[m:], strict=True):
+            if process is not None:
+                rows = _spread(order[where[order]], TRAINING_ROWS)
+                scale = Scale.of(column[rows])
+                f = self.features(history.codes[rows])
+                posterior = Posterior(process, f, knob, scale.forward(column[rows]))
+                self.limits.append((posterior, float(scale.forward(np.array([bound]))[0])))
+        feasible = objectives[known & (history.violation == 0)]
         self.frame: Frame | None = None
         if len(feasible):
             front = feasible[pareto.first_front(feasible)]
@@ -152,10 +155,11 @@ class _Model:
         return np.stack([scale.back(values[..., i]) for i, scale in enumerate(self.scales)], axis=-1)
 
     def _p_feasible(self, f: np.ndarray) -> np.ndarray:
-        if self.feasibility is None:
-            return np.ones(len(f))
-        mean, deviation = self.feasibility.mean_and_deviation(f)
-        return _normal_cdf(-mean / deviation)
+        probability = np.ones(len(f))
+        for posterior, bound in self.limits:
+            mean, deviation = posterior.mean_and_deviation(f)
+            probability *= _normal_cdf((bound - mean) / deviation)
+        return probability
 
     def quick(self, codes: np.ndarray) -> np.ndarray:
         """Return the gain at the predicted means, less half of how far dominated designs are from one, shape (n,)."""
@@ -219,26 +223,42 @@ def _normal_cdf(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.7978845608 * (x + 0.044715 * x**3)))
 
 
-def _labels(violation: np.ndarray) -> np.ndarray:
-    """Return what the feasibility process learns: below 0 where feasible, above it by the size of the violation."""
-    broken = violation[(violation > 0) & np.isfinite(violation)]
+def _limits(history: History) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Return what must stay below a bound: for each, (rows that know it (n,), column (n,), bound).
+
+    Each constraint is a column of its own, as value over bound. What else makes a design infeasible has only its summed
+    violation, which says nothing about how far from it the feasible ones are; they all count alike.
+    """
+    margins, violation = history.margins, history.violation
+    if margins is None:
+        margins = np.empty((len(violation), 0))
+    found = [(np.isfinite(column), 1.0 + column, 1.0) for column in margins.T]
+    explained = np.maximum(margins, 0.0).sum(axis=1)
+    other = np.where(np.isfinite(explained), np.maximum(violation - explained, 0.0), violation)
+    other[other < 1e-9 * violation] = 0.0
+    broken = other[(other > 0) & np.isfinite(other)]
     unit = float(np.median(broken)) if len(broken) else 1.0
-    size = np.where(np.isfinite(violation), violation, 10 * unit)
-    return np.where(violation > 0, 0.1 + np.log1p(size / unit), _FEASIBLE)
+    size = np.where(np.isfinite(other), other, 10 * unit)
+    labels = np.where(other > 0, 0.1 + np.log1p(size / unit), _FEASIBLE)
+    return [*found, (np.ones(len(labels), dtype=bool), labels, 0.0)]
 
 
-def _fit_all(history: History, rows: np.ndarray, features: Features) -> list[Process]:
-    """Return hyperparameters for each objective and for feasibility."""
+def _fit_all(history: History, rows: np.ndarray, features: Features) -> list[Process | None]:
+    """Return hyperparameters of each objective and each limit; None for a limit that no design broke."""
     start = Process.start(history.space.n_parameters)
     known = rows[np.isfinite(history.objectives[rows]).all(axis=1)]
     f = features(history.codes[known])
-    processes = []
+    processes: list[Process | None] = []
     for column in history.objectives[known].T:
         processes.append(fit(f, features.knob, Scale.of(column).forward(column), start, _FIT_STEPS))
-    labels = _labels(history.violation[rows])
-    if (labels > 0).any():
-        start = fit(features(history.codes[rows]), features.knob, labels, start, _FIT_STEPS)
-    return [*processes, start]
+    for where, column, bound in _limits(history):
+        chosen = rows[where[rows]]
+        if not len(chosen) or (column[chosen] <= bound).all():
+            processes.append(None)
+            continue
+        values = Scale.of(column[chosen]).forward(column[chosen])
+        processes.append(fit(features(history.codes[chosen]), features.knob, values, start, _FIT_STEPS))
+    return processes
 
 
 def _spread(order: np.ndarray, n: int) -> np.ndarray:
@@ -247,7 +267,3 @@ def _spread(order: np.ndarray, n: int) -> np.ndarray:
         return order
     head, tail = order[: n // 2], order[n // 2 :]
     return np.concatenate([head, tail[np.linspace(0, len(tail) - 1, n - n // 2).astype(np.int64)]])
-
-
-def _training(order: np.ndarray, known: np.ndarray) -> np.ndarray:
-    return _spread(order[known[order]], TRAINING_ROWS)

@@ -24,7 +24,7 @@ import numpy as np
 from dse import pareto
 
 N_DIRECTIONS = 128
-_MARGIN_RATIO = 0.1
+_MARGIN_RATIO = 0.8
 
 
 @dataclass(frozen=True)

@@ -243,10 +243,12 @@ class Loop:
         joined = MetricBatch.join(groups)
         violation = hard_violation(groups)
         objectives = np.full((len(batch.codes), self.goal.n_objectives), np.nan)
+        margins = np.full((len(batch.codes), len(self.goal.constraints)), np.nan)
         if all(name in joined.values for name in self.goal.metrics):
             objectives = self.goal.to_minimise(joined.values)
+            margins = self.goal.margins(joined.values)
             violation = violation + np.nan_to_num(self.goal.violation(joined.values), nan=0.0)
-        self.record.append(batch.codes, objectives, violation, batch.marks, batch.proposer)
+        self.record.append(batch.codes, objectives, violation, batch.marks, batch.proposer, margins)
         if self.reference is None and len(self.record.archive):
             self.reference = reference_point(self.record.objectives()[self.record.violation() == 0])
 

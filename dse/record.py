@@ -35,13 +35,20 @@ class Record:
         self._codes = np.empty((_FIRST_CAPACITY, space.n_parameters), dtype=CODE_DTYPE)
         self._objectives = np.empty((_FIRST_CAPACITY, goal.n_objectives))
         self._violation = np.empty(_FIRST_CAPACITY)
+        self._margins = np.empty((_FIRST_CAPACITY, len(goal.constraints)))
         self._marks = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._proposers = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._names: dict[str, int] = {}
         self._rows_seen: set[bytes] = set()
 
     def append(
-        self, codes: np.ndarray, objectives: np.ndarray, violation: np.ndarray, marks: np.ndarray, proposer: str
+        self,
+        codes: np.ndarray,
+        objectives: np.ndarray,
+        violation: np.ndarray,
+        marks: np.ndarray,
+        proposer: str,
+        margins: np.ndarray | float = np.nan,
     ) -> None:
         """Add the next designs, all by one proposer.
 
@@ -51,12 +58,14 @@ class Record:
             violation: 0 where feasible, inf where failed, shape (n,).
             marks: the proposer's marks, shape (n,).
             proposer: its name.
+            margins: how far each constraint is exceeded, negative where it holds, NaN where unknown, shape (n, c).
         """
         first, last = self.n, self.n + len(codes)
         self._grow(last)
         self._codes[first:last] = codes
         self._objectives[first:last] = objectives
         self._violation[first:last] = violation
+        self._margins[first:last] = margins
         self._marks[first:last] = marks
         self._proposers[first:last] = self._names.setdefault(proposer, len(self._names))
         self._rows_seen.update(row_keys(codes))
@@ -71,7 +80,7 @@ class Record:
         if needed <= capacity:
             return
         grown = max(needed, 2 * capacity)
-        for name in ("_codes", "_objectives", "_violation", "_marks", "_proposers"):
+        for name in ("_codes", "_objectives", "_violation", "_margins", "_marks", "_proposers"):
             old = getattr(self, name)
             new = np.empty((grown, *old.shape[1:]), dtype=old.dtype)
             new[: self.n] = old[: self.n]
@@ -110,6 +119,7 @@ class Record:
             pending_codes=np.concatenate(codes),
             pending_marks=np.concatenate(marks),
             finished=self._is_finished,
+            margins=self._margins[rows],
         )
 
     def _is_finished(self, codes: np.ndarray) -> np.ndarray:
