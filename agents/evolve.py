@@ -2,9 +2,9 @@
 
 There are no generations: parents of each batch are drawn from the best of everything seen, feasible designs first and
 then by violation (Deb et al., 2002). Which crossover, and how far mutation goes, follows what paid: each design carries
-its operator as its mark, and an operator is drawn in proportion to the share of its recent designs that reached the
-front at the time (adaptive pursuit in the sense of Thierens, GECCO 2005, with a floor for every operator). A child that
-was proposed before is mutated until it is new.
+its operator as its mark, and an operator is drawn in proportion to the share of its recent designs that are among the
+parents today (probability matching; Thierens, GECCO 2005, with a floor for every operator). A child that was proposed
+before is mutated until it is new.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from agents.sampling import stratified
-from agents.standing import gains_in_order, stand
+from agents.standing import stand
 from agents.variation import CROSSOVERS, MUTATIONS, N_OPERATORS, Layout, cross, make_new, mutate
 from dse.protocols import History, Proposals
 
@@ -29,7 +29,7 @@ class Evolve:
     """See the module."""
 
     name = "evolve"
-    window = 1200
+    window = 600
 
     def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
         """Return k children of the best designs; a stratified sample while there are too few of them."""
@@ -42,7 +42,7 @@ class Evolve:
         standing = stand(history.objectives, history.violation)
         pool = standing.order[: int(np.clip(_POOL_RATIO * len(history), *_POOL))]
         a, b = tournament(pool, k, rng), tournament(pool, k, rng)
-        operator = rng.choice(N_OPERATORS, size=k, p=operator_shares(history))
+        operator = rng.choice(N_OPERATORS, size=k, p=operator_shares(history, pool))
         children = cross(layout, history.codes[a], history.codes[b], operator // len(MUTATIONS), rng)
         # A child of crossover that differs from both parents need not be mutated too.
         mixed = (children != history.codes[a]).any(axis=1) & (children != history.codes[b]).any(axis=1)
@@ -61,17 +61,18 @@ def tournament(pool: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray
     return pool[rng.integers(0, len(pool), size=(2, k)).min(axis=0)]
 
 
-def operator_shares(history: History) -> np.ndarray:
-    """Return with which probability each operator is drawn, shape (operators,)."""
+def operator_shares(history: History, pool: np.ndarray) -> np.ndarray:
+    """Return with which probability each operator is drawn, shape (operators,), from who is in the pool today."""
     marked = np.flatnonzero((history.marks >= 0) & (history.marks < N_OPERATORS))
     prior = np.outer((0.15, 0.5, 0.35), (0.4, 0.3, 0.2, 0.1)).ravel()
     assert len(prior) == len(CROSSOVERS) * len(MUTATIONS)
     if not len(marked):
         return prior
-    gained = gains_in_order(history.objectives, history.violation, 0)[marked] > 0
+    member = np.zeros(len(history))
+    member[pool] = 1.0
     weight = np.exp((history.numbers[marked] - history.numbers[-1]) / _MEMORY)
     tried = np.bincount(history.marks[marked], weight, N_OPERATORS)
-    won = np.bincount(history.marks[marked], weight * gained, N_OPERATORS)
+    won = np.bincount(history.marks[marked], weight * member[marked], N_OPERATORS)
     mean = won.sum() / tried.sum() + 1e-3
     rate = (won + 10 * mean * prior * N_OPERATORS) / (tried + 10)
     shares = _FLOOR + rate / rate.sum()

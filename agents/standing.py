@@ -24,7 +24,7 @@ import numpy as np
 from dse import pareto
 
 N_DIRECTIONS = 128
-_MARGIN_RATIO = 0.8
+_MARGIN_RATIO = 1.5
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ class Frame:
     def reach(self, points: np.ndarray) -> np.ndarray:
         """Return how much volume each point's box fills along each direction, shape (..., directions).
 
-        The mean over directions of the largest over points is the dominated share of the box up to a tenth beyond the
-        worst end of the front, in units where the front's box is 1.
+        The mean over directions of the largest over points is the dominated share of the box that goes on beyond the
+        worst end of the front, in units where the front's box is 1. It goes far, so that the ends of the front are worth
+        extending.
 
         Args:
             points: shape (..., m).

@@ -7,6 +7,7 @@ with a mean that is a fraction of the number of levels, so a knob of 1,024 level
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -40,6 +41,7 @@ class Layout:
     sizes: np.ndarray
 
     @classmethod
+    @lru_cache(maxsize=8)
     def of(cls, space: BoundSpace) -> Layout:
         """Return the layout of a space."""
         numbers = {path: i for i, path in enumerate(dict.fromkeys(p.path for p in space.parameters))}
