@@ -72,9 +72,9 @@ class Auto:
         """Return up to k designs of all arms, by their shares, in random order."""
         done = history.n_total + len(history.pending_codes)
         if done < START_DESIGNS:
-            codes = stratified(history.space, min(k, START_DESIGNS), rng)
-            codes, fresh = make_new(history, Layout.of(history.space), codes, rng)
-            return Proposals(codes[fresh])
+            start = stratified(history.space, min(k, START_DESIGNS), rng)
+            start, fresh = make_new(history, Layout.of(history.space), start, rng)
+            return Proposals(start[fresh])
         k = min(k, max(_LEAST_BATCH, int(_BATCH_RATIO * done)))
         counts = _counts(self.shares(history), k, rng)
         codes: list[np.ndarray] = []
@@ -109,7 +109,7 @@ class Auto:
         found = proposer.propose(view, k, rng)
         codes = history.space.repair(np.asarray(found.codes).reshape(-1, history.space.n_parameters))[:k]
         taken = set(row_keys(np.concatenate([history.pending_codes[:0], *earlier])))
-        fresh = np.flatnonzero(unknown_rows(history, codes, taken))
+        fresh = np.flatnonzero(unknown_rows(history, codes, taken)).tolist()
         return Proposals(
             codes[fresh],
             [found.parents[i] for i in fresh] if found.parents else (),
@@ -122,7 +122,8 @@ class Auto:
         heads = self._names
         prior = np.array([_EARLY.get(h, 1.0) * (1 - late) + _LATE.get(h, 1.0) * late for h in heads])
         allowed = np.array([h != "gp" or history.n_total < _GP_LIMIT or len(heads) == 1 for h in heads])
-        marked = np.flatnonzero(history.marks >= 0)
+        # The first design of all adds all there is: nobody's merit.
+        marked = np.flatnonzero((history.marks >= 0) & (np.arange(len(history)) > 0))
         rate = prior / prior.sum()
         if len(marked):
             gains = gains_in_order(history.objectives, history.violation, int(marked[0]))[marked - marked[0]]

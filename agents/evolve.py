@@ -19,8 +19,8 @@ from agents.variation import CROSSOVERS, MUTATIONS, N_OPERATORS, Layout, cross, 
 from dse.protocols import History, Proposals
 
 START_DESIGNS: Final = 16
-_POOL: Final = (20, 120)  # fewest and most parents
-_POOL_RATIO: Final = 0.25
+_POOL: Final = (8, 100)  # fewest and most parents
+_POOL_RATIO: Final = 0.1
 _FLOOR: Final = 0.02
 _MEMORY: Final = 400.0  # designs after which a success counts a third
 

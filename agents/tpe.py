@@ -74,7 +74,9 @@ class Densities:
     def _estimate(self, cells: np.ndarray, width: int) -> np.ndarray:
         """Return the probability of each cell of each knob, shape (p, width)."""
         n, p = cells.shape
-        counts = np.bincount((np.arange(p) * width + cells).ravel(), minlength=p * width).reshape(p, width).astype(float)
+        counts = (
+            np.bincount((np.arange(p) * width + cells).ravel(), minlength=p * width).reshape(p, width).astype(float)
+        )
         index = np.arange(width)
         for size in np.unique(self._cells[self._ordered]):
             rows = self._ordered & (self._cells == size)

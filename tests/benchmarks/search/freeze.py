@@ -148,9 +148,7 @@ def combinations(n_levels: np.ndarray) -> np.ndarray:
 
 def metrics(evaluation: Evaluation, codes: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Return columns of the cost models, NaN where a design cannot run."""
-    parts = [
-        MetricBatch.join(evaluation.evaluate(codes[i : i + 4096])).values for i in range(0, len(codes), 4096)
-    ]
+    parts = [MetricBatch.join(evaluation.evaluate(codes[i : i + 4096])).values for i in range(0, len(codes), 4096)]
     return {name: np.concatenate([p[name] for p in parts]) for name in names}
 
 

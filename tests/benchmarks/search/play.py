@@ -108,12 +108,8 @@ def play(target: Searchable, arm: str, seed: int, budget: int, ask_size: int, n_
     proposer = Started(catalogue.proposer(arm), start)
     memory = InMemory(target)
     loop = Loop(target.space, target.goal, [proposer], memory, memory, seed=seed, ask_size=ask_size, lag=1)
-    progress = None
-    for progress in loop.run(n_start):
-        pass
-    for progress in loop.run(budget):
-        pass
-    assert progress is not None
+    # The start in a run of its own, so that its last batch is not filled up beyond it.
+    *_, progress = [*loop.run(n_start), *loop.run(budget)]
     n = loop.record.n
     milliseconds = 1000 * proposer.seconds / max(n - n_start, 1)
     return Run(loop.record.objectives().copy(), loop.record.violation().copy(), progress.n_duplicates, milliseconds)

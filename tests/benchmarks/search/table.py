@@ -26,14 +26,13 @@ def write_tables(
     ]
     for space in spaces:
         lines += ["", f"### {space}", ""]
-        shown = [c for c in checkpoints if any(len(_column(document, space, a, i, checkpoints)) for a in arms
-                                               for i in [checkpoints.index(c)])]  # fmt: skip
+        shown = [c for i, c in enumerate(checkpoints) if any(_column(document, space, arm, i) for arm in arms)]
         lines += [
             f"| arm | {' | '.join(str(c) for c in shown)} | seeds | proposer, ms per design |",
             "|---|" + "---|" * (len(shown) + 2),
         ]
         for arm in arms:
-            cells = [_cell(_column(document, space, arm, checkpoints.index(c), checkpoints)) for c in shown]
+            cells = [_cell(_column(document, space, arm, checkpoints.index(c))) for c in shown]
             runs = _runs(document, space, arm)
             cost = f"{np.median([r['ms_per_design'] for r in runs.values()]):.2f}" if runs else ""
             lines.append(f"| {arm} | {' | '.join(cells)} | {len(runs)} | {cost} |")
@@ -53,8 +52,8 @@ def _runs(document: Mapping[str, Any], space: str, arm: str) -> dict[int, Any]:
     return found
 
 
-def _column(document: Mapping[str, Any], space: str, arm: str, i: int, checkpoints: Sequence[int]) -> dict[int, float]:
-    del checkpoints
+def _column(document: Mapping[str, Any], space: str, arm: str, i: int) -> dict[int, float]:
+    """Return the ratio at the i-th checkpoint by seed."""
     return {s: r["ratios"][i] for s, r in sorted(_runs(document, space, arm).items()) if i < len(r["ratios"])}
 
 
@@ -76,9 +75,9 @@ def _against(document: Mapping[str, Any], space: str, arms: Sequence[str], check
     ]
     pairs, p = [], []
     for i, c in enumerate(checkpoints):
-        ours = _column(document, space, OURS, i, checkpoints)
+        ours = _column(document, space, OURS, i)
         for arm in arms:
-            other = _column(document, space, arm, i, checkpoints)
+            other = _column(document, space, arm, i)
             seeds = sorted(set(ours) & set(other))
             if arm != OURS and len(seeds) > 1:
                 a, b = np.array([ours[s] for s in seeds]), np.array([other[s] for s in seeds])
@@ -95,7 +94,6 @@ def _against(document: Mapping[str, Any], space: str, arms: Sequence[str], check
             lines.append(f"| {c} | {arm} | its median is 0 | {a12(a, b):.2f} | {adjusted[k]:.2g} |")
             continue
         ratio, low, high = median_interval(a / np.maximum(b, 1e-12))
-        lines.append(
-            f"| {c} | {arm} | {ratio:.3f} ({low:.3f}-{high:.3f}), {len(a)} seeds | {a12(a, b):.2f} | {adjusted[k]:.2g} |"
-        )
+        shown = f"{ratio:.3f} ({low:.3f}-{high:.3f}), {len(a)} seeds"
+        lines.append(f"| {c} | {arm} | {shown} | {a12(a, b):.2f} | {adjusted[k]:.2g} |")
     return lines
