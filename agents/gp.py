@@ -262,7 +262,7 @@ def _fit_all(history: History, rows: np.ndarray, features: Features) -> list[Pro
 
 
 def _spread(order: np.ndarray, n: int) -> np.ndarray:
-    """Return at most n of the rows: the better half of them from the front of the order, the rest evenly from behind."""
+    """Return at most n of the rows: the better half from the front of the order, the rest evenly from behind."""
     if len(order) <= n:
         return order
     head, tail = order[: n // 2], order[n // 2 :]

@@ -1,4 +1,4 @@
-"""Designs that do not look at results: uniform random, a scrambled Sobol sequence over the levels, a Latin hypercube."""
+"""Designs that do not depend on results: uniform random, a scrambled Sobol sequence, a Latin hypercube."""
 
 from __future__ import annotations
 

@@ -107,9 +107,8 @@ class Frame:
     def reach(self, points: np.ndarray) -> np.ndarray:
         """Return how much volume each point's box fills along each direction, shape (..., directions).
 
-        The mean over directions of the largest over points is the dominated share of the box that goes on beyond the
-        worst end of the front, in units where the front's box is 1. It goes far, so that the ends of the front are worth
-        extending.
+        The mean over directions of the largest over points is the dominated volume, where the box of the front is 1.
+        The reference lies far beyond the worst end of the front, so that its ends are worth extending.
 
         Args:
             points: shape (..., m).

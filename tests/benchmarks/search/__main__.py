@@ -30,8 +30,8 @@ N_START = 16
 SPACES = ("edge-vlm", "gpu-serving", "npu-mapping", "large-vlm")
 # Ask size: TPE learns from every result before it asks again, as its users have it; a population fills in batches.
 ARMS = {
-    "random": 8, "sobol": 8, "optuna:tpe": 1, "optuna:nsga2:population_size=20": 8, "optuna:nsga2:population_size=50": 8,
-    "evolve": 8, "tpe": 8, "auto": 8,
+    "random": 8, "sobol": 8, "optuna:tpe": 1, "optuna:nsga2:population_size=20": 8,
+    "optuna:nsga2:population_size=50": 8, "evolve": 8, "tpe": 8, "auto": 8,
 }  # fmt: skip
 # At 1,000 designs TPE takes a quarter of a second for the next one, most of them known already.
 SHORT_ARMS = {"optuna:tpe": 300}

@@ -53,10 +53,10 @@ class InMemory:
         return None
 
     def proposed(self, batch: Batch) -> None:
-        return None
+        del batch
 
     def evaluated(self, batch: Batch, start: int, groups: Sequence[MetricBatch], *, is_last: bool) -> None:
-        return None
+        del batch, start, groups, is_last
 
 
 @dataclass
