@@ -82,8 +82,8 @@ class Gp:
         known = np.isfinite(history.objectives[rows]).all(axis=1)
         if known.sum() < START_DESIGNS // 2:
             rows = np.arange(len(history))
-        key = (id(history.space), history.seed, checkpoint, len(rows))
-        if self._fitted[0] != key:
+        key = (history.space, history.codes[rows].tobytes(), history.objectives[rows].tobytes())
+        if key != self._fitted[0]:
             order = stand(history.objectives[rows], history.violation[rows]).order
             chosen = rows[_spread(order, _FIT_ROWS)]
             features = Features(history.space)

@@ -170,9 +170,10 @@ def test_small_odd_and_conditional_spaces(name, space):
 @pytest.mark.parametrize("window", [600, 1200])
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_an_instance_with_a_past_answers_as_a_new_one(name, window):
-    record, _, _ = search("random", zdt1, 2 * window)
     old = catalogue.proposer(name)
-    for n in (window // 2, window + 200, window // 3):
+    # Not only more of the same study: another one of the same length too.
+    for n, seed in ((window // 2, 0), (window // 2, 1), (window + 200, 0), (window // 3, 0)):
+        record, _, _ = search("random", zdt1, n, seed)
         part = Record(GRID, TWO, 0)
         part.append(record._codes[:n], record.objectives()[:n], record.violation()[:n], np.full(n, -1), "random")
         view = part.view(old.name, old.window, [])
