@@ -2,6 +2,7 @@
 # make test       all tests
 # make check      format, lint, types, import contracts, tests
 # make bench      benchmarks
+# make bench-search  search methods on frozen spaces
 # make dashboard  the web dashboard over the stored studies
 #
 # Each target sets up .venv first: pinned dependencies, verified by hash, no index address in the lock.
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup.py
 
-.PHONY: study test check format lint types contracts bench dashboard lock clean
+.PHONY: study test check format lint types contracts bench bench-search dashboard lock clean
 
 study: .venv/runtime
 	@$(BIN)/dse run studies/medical_vqa_edge.py
@@ -37,6 +38,9 @@ contracts: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks
+
+bench-search: .venv/dev
+	$(BIN)/python -m tests.benchmarks.search
 
 lock: .venv/dev
 	$(BIN)/python scripts/lock.py

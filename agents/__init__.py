@@ -8,5 +8,10 @@ PROPOSERS: Final = {
     "auto": "agents.auto:Auto",
     "random": "agents.sampling:Random",
     "sobol": "agents.sampling:Sobol",
+    "evolve": "agents.evolve:Evolve",
+    "tpe": "agents.tpe:Tpe",
+    "gp": "agents.gp:Gp",
+    "local": "agents.local:Local",
+    "enumerate": "agents.exhaustive:Enumerate",
     "optuna": "agents.optuna_sampler:OptunaSampler",
 }

@@ -56,6 +56,15 @@ _SAMPLERS: Final[dict[str, tuple[Callable[[int, Mapping[str, Any]], BaseSampler]
     "random": (lambda seed, _: RandomSampler(seed=seed), 1, ()),
 }
 
+# Samplers of Optuna that this study's laws, or its kind of space, rule out.
+_LEFT_OUT: Final = {
+    "cmaes": "it takes one objective and no categories; use evolve",
+    "gp": "it needs torch, and seconds per design at 40 knobs; use our own gp",
+    "qmc": "its place in the sequence is not in its trials, so a resume would start anew; use sobol",
+    "grid": "its grid is not in its trials; use enumerate",
+    "bruteforce": "it walks a tree of all trials for each design; use enumerate",
+}
+
 
 class OptunaSampler:
     """An Optuna sampler behind the proposer protocol.
@@ -65,11 +74,13 @@ class OptunaSampler:
 
     Raises:
         NameUnknown: no such sampler, or an option that it does not take.
-        UserError: an option whose value is not a whole number.
+        UserError: an option whose value is not a whole number, or a sampler that cannot work here, with the reason.
     """
 
     def __init__(self, options: str = "") -> None:
         kind, _, rest = options.partition(":")
+        if kind in _LEFT_OUT:
+            raise UserError(f"optuna:{kind} cannot propose here", _LEFT_OUT[kind])
         if kind not in _SAMPLERS:
             raise unknown("Optuna sampler", kind, _SAMPLERS, "write optuna:tpe, optuna:nsga2, ...")
         self._make, self.window, known = _SAMPLERS[kind]

@@ -1,4 +1,4 @@
-"""Proposers that do not look at results: uniform random, and a scrambled Sobol sequence over the levels."""
+"""Designs that do not depend on results: uniform random, a scrambled Sobol sequence, a Latin hypercube."""
 
 from __future__ import annotations
 
@@ -53,3 +53,13 @@ def sobol_codes(space: BoundSpace, seed: int, first: int, k: int) -> np.ndarray:
         # Balance holds for whole powers of two only, and that is fine: the sequence goes on in the next batch.
         warnings.simplefilter("ignore", UserWarning)
         return space.from_unit(engine.random(k))
+
+
+def stratified(space: BoundSpace, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Return k repaired designs, every level of every parameter as often as any other, give or take one, (k, p).
+
+    A Latin hypercube (McKay, Beckman and Conover, Technometrics 21(2), 1979): the range of each parameter is cut into k
+    slices, each is hit once, in an order of its own.
+    """
+    slices = rng.permuted(np.tile(np.arange(k), (space.n_parameters, 1)), axis=1).T
+    return space.from_unit((slices + rng.random(slices.shape)) / k)

@@ -241,10 +241,16 @@ class Loop:
 
     def _tell(self, batch: Batch, groups: Sequence[MetricBatch]) -> None:
         joined = MetricBatch.join(groups)
-        excess = hard_violation(groups)
-        violation = self.goal.violation(joined.values, excess)
-        objectives = self.goal.to_minimise(joined.values, len(batch.codes))
-        self.record.append(batch.codes, objectives, violation, np.isinf(excess), batch.marks, batch.proposer)
+        n, excess = len(batch.codes), hard_violation(groups)
+        self.record.append(
+            batch.codes,
+            self.goal.to_minimise(joined.values, n),
+            self.goal.violation(joined.values, excess),
+            self.goal.margins(joined.values, n),
+            np.isinf(excess),
+            batch.marks,
+            batch.proposer,
+        )
         if self.reference is None and len(self.record.archive):
             self.reference = reference_point(self.record.objectives()[self.record.violation() == 0])
 

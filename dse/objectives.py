@@ -45,13 +45,16 @@ class Constraint:
     sign: int
     bound: float
 
+    def margin_ratio(self, values: np.ndarray) -> np.ndarray:
+        """Return how far each value is beyond the bound, relative to it; below 0 where it is kept, shape (n,)."""
+        return self.sign * (values - self.bound) / (abs(self.bound) if self.bound else 1.0)
+
     def excess_ratio(self, values: np.ndarray) -> np.ndarray:
         """Return how far each value is beyond the bound, relative to it, 0 where it is kept, shape (n,).
 
         NaN stays NaN: an unknown value neither keeps nor breaks a bound.
         """
-        scale = abs(self.bound) if self.bound else 1.0
-        return np.where(np.isnan(values), np.nan, np.maximum(self.sign * (values - self.bound), 0.0) / scale)
+        return np.where(np.isnan(values), np.nan, np.maximum(self.margin_ratio(values), 0.0))
 
     def __str__(self) -> str:
         return f"{self.name} {'<=' if self.sign > 0 else '>='} {units.format_quantity(self.bound, self.name, 6)}"
@@ -114,6 +117,17 @@ class Goal:
         """Return the objectives as columns to be minimised, NaN where unknown, shape (n, m), C order."""
         unknown = np.full(n, np.nan)
         return np.stack([o.sign * values.get(o.name, unknown) for o in self.objectives], axis=1)
+
+    def margins(self, values: Mapping[str, np.ndarray], n: int) -> np.ndarray:
+        """Return how far each constraint is exceeded, relative to its bound, negative where it holds, shape (n, c).
+
+        NaN where the metric is not known.
+        """
+        found = np.full((n, len(self.constraints)), np.nan)
+        for i, constraint in enumerate(self.constraints):
+            if constraint.name in values:
+                found[:, i] = constraint.margin_ratio(values[constraint.name])
+        return found
 
     def violation(self, values: Mapping[str, np.ndarray], excess_ratio: np.ndarray) -> np.ndarray:
         """Return how far designs are from being feasible, shape (n,).

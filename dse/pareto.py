@@ -54,6 +54,36 @@ def first_front(points: np.ndarray) -> np.ndarray:
     return np.sort(np.array(front, dtype=np.intp))
 
 
+def ranks(points: np.ndarray) -> np.ndarray:
+    """Return the non-domination rank of each point, shape (n,): 0 on the front, 1 on the front without those, ...
+
+    Equal points share a rank; rows with NaN come last, all in one rank. The dominance of all pairs is held at once,
+    n^2 bytes, so this is for some thousands of points (fast non-dominated sorting; Deb et al., IEEE Trans. Evol.
+    Comp. 6(2), 2002).
+
+    Args:
+        points: shape (n, m), to be minimised.
+    """
+    known = np.flatnonzero(~np.isnan(points).any(axis=1))
+    columns = np.ascontiguousarray(points[known].T)
+    no_worse = np.ones((len(known), len(known)), dtype=bool)
+    for column in columns:
+        no_worse &= column[:, None] <= column[None, :]
+    dominates = no_worse & ~no_worse.T
+    n_above = dominates.sum(axis=0)
+    out = np.zeros(len(points), dtype=np.int64)
+    left = np.ones(len(known), dtype=bool)
+    rank = 0
+    while left.any():
+        now = np.flatnonzero(left & (n_above == 0))
+        out[known[now]] = rank
+        left[now] = False
+        n_above -= dominates[now].sum(axis=0)
+        rank += 1
+    out[np.isnan(points).any(axis=1)] = rank
+    return out
+
+
 def constrained_front(points: np.ndarray, violation: np.ndarray) -> np.ndarray:
     """Return the front of the points without violation, or the least violating point where there is none.
 

@@ -11,8 +11,8 @@ one line. :mod:`dse.testing` holds a conformance kit for each door, which third 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,8 +23,9 @@ from dse.hardware import Device
 from dse.metrics import MetricBatch
 from dse.objectives import Goal
 from dse.params import Value
+from dse.pareto import constrained_front
 from dse.problem import Problem
-from dse.space import BoundSpace
+from dse.space import BoundSpace, row_keys
 
 # ---------------------------------------------------------------------------------------------- cost models
 
@@ -153,6 +154,10 @@ class History:
         n_total: designs finished in the study, of which these may be a selection.
         pending_codes: designs proposed but not finished yet (a study with lag has some), shape (q, p).
         pending_marks: their marks, -1 for those of other proposers, shape (q,).
+        finished: tells which rows of codes are those of finished designs, also of designs that this selection leaves
+            out; None where ``codes`` are all there are.
+        margins: how far each constraint is exceeded, relative to its bound, negative where it holds, NaN where
+            unknown, shape (h, c); None where nobody kept them.
     """
 
     space: BoundSpace
@@ -166,6 +171,8 @@ class History:
     n_total: int
     pending_codes: np.ndarray
     pending_marks: np.ndarray
+    finished: Callable[[np.ndarray], np.ndarray] | None = None
+    margins: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -173,6 +180,28 @@ class History:
     def next_mark(self) -> int:
         """Return one more than the largest mark this proposer has given, 0 if it has given none."""
         return 1 + int(max(self.marks.max(initial=-1), self.pending_marks.max(initial=-1)))
+
+    def limited(self, window: int) -> History:
+        """Return the history with at most ``window`` rows: the front, and the latest; 0 keeps all."""
+        if not window or len(self) <= window:
+            return self
+        front = constrained_front(self.objectives, self.violation)[-(window // 2) :]
+        own = np.flatnonzero(self.marks >= 0)[-1:]
+        latest = np.arange(len(self) - 1, -1, -1)[: window + len(front) + 1]
+        rows = np.sort(np.array(list(dict.fromkeys([*own, *front, *latest]))[:window], dtype=np.int64))
+        chosen = {name: getattr(self, name)[rows] for name in ("codes", "objectives", "violation", "numbers", "marks")}
+        margins = None if self.margins is None else self.margins[rows]
+        # What is left out must still be known.
+        return replace(self, **chosen, margins=margins, finished=self.finished or self.is_known)
+
+    def is_known(self, codes: np.ndarray) -> np.ndarray:
+        """Return which rows of repaired codes were proposed before, finished or pending, boolean, shape (n,)."""
+        rows = row_keys(codes)
+        pending = set(row_keys(self.pending_codes))
+        if self.finished is None:
+            pending.update(row_keys(self.codes))
+            return np.array([row in pending for row in rows], dtype=bool)
+        return self.finished(codes) | np.array([row in pending for row in rows], dtype=bool)
 
 
 @dataclass(frozen=True)

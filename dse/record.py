@@ -9,7 +9,7 @@ import numpy as np
 from dse.objectives import Goal
 from dse.pareto import ParetoArchive
 from dse.protocols import History
-from dse.space import CODE_DTYPE, BoundSpace
+from dse.space import CODE_DTYPE, BoundSpace, row_keys
 
 _FIRST_CAPACITY: Final = 1024
 
@@ -35,15 +35,18 @@ class Record:
         self._codes = np.empty((_FIRST_CAPACITY, space.n_parameters), dtype=CODE_DTYPE)
         self._objectives = np.empty((_FIRST_CAPACITY, goal.n_objectives))
         self._violation = np.empty(_FIRST_CAPACITY)
+        self._margins = np.empty((_FIRST_CAPACITY, len(goal.constraints)))
         self._marks = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._proposers = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._names: dict[str, int] = {}
+        self._rows_seen: set[bytes] = set()
 
     def append(
         self,
         codes: np.ndarray,
         objectives: np.ndarray,
         violation: np.ndarray,
+        margins: np.ndarray,
         failed: np.ndarray,
         marks: np.ndarray,
         proposer: str,
@@ -54,6 +57,7 @@ class Record:
             codes: shape (n, p).
             objectives: to be minimised, NaN where there are none, shape (n, m).
             violation: 0 where feasible, inf where failed or unknown, shape (n,).
+            margins: how far each constraint is exceeded, negative where it holds, NaN where unknown, shape (n, c).
             failed: where a cost model broke, shape (n,).
             marks: the proposer's marks, shape (n,).
             proposer: its name.
@@ -63,8 +67,10 @@ class Record:
         self._codes[first:last] = codes
         self._objectives[first:last] = objectives
         self._violation[first:last] = violation
+        self._margins[first:last] = margins
         self._marks[first:last] = marks
         self._proposers[first:last] = self._names.setdefault(proposer, len(self._names))
+        self._rows_seen.update(row_keys(codes))
         self.n = last
         self.n_failed += int(failed.sum())
         self.n_infeasible += int(((violation > 0) & ~failed).sum())
@@ -75,7 +81,7 @@ class Record:
         if needed <= capacity:
             return
         grown = max(needed, 2 * capacity)
-        for name in ("_codes", "_objectives", "_violation", "_marks", "_proposers"):
+        for name in ("_codes", "_objectives", "_violation", "_margins", "_marks", "_proposers"):
             old = getattr(self, name)
             new = np.empty((grown, *old.shape[1:]), dtype=old.dtype)
             new[: self.n] = old[: self.n]
@@ -113,13 +119,20 @@ class Record:
             n_total=self.n,
             pending_codes=np.concatenate(codes),
             pending_marks=np.concatenate(marks),
+            finished=self._is_finished,
+            margins=self._margins[rows],
         )
+
+    def _is_finished(self, codes: np.ndarray) -> np.ndarray:
+        return np.array([row in self._rows_seen for row in row_keys(codes)], dtype=bool)
 
     def _rows(self, proposer: str, window: int) -> np.ndarray:
         if not window or self.n <= window:
             return np.arange(self.n)
-        front = self.archive.ids[-window // 2 :]
+        front = self.archive.ids[-(window // 2) :]
+        if not len(front):  # nothing feasible yet: what is nearest to it
+            front = np.argpartition(self.violation(), window // 2)[: window // 2]
         own = np.flatnonzero(self._proposers[: self.n] == self._names.get(proposer, -1))[-1:]
         latest = np.arange(self.n - 1, -1, -1)
-        rows = dict.fromkeys([*front.tolist(), *own.tolist(), *latest[: window + len(front) + 1].tolist()])
+        rows = dict.fromkeys([*own.tolist(), *front.tolist(), *latest[: window + len(front) + 1].tolist()])
         return np.sort(np.array(list(rows)[:window], dtype=np.int64))

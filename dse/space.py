@@ -464,6 +464,13 @@ def _table(field: Field, parameters: Sequence[Parameter], first: int) -> _Table:
     return _Table(field, range(first, first + len(parameters)), entries, columns, rows, values)
 
 
+def row_keys(codes: np.ndarray) -> list[bytes]:
+    """Return each row of codes as bytes, equal where and only where the rows are."""
+    rows = np.ascontiguousarray(codes, dtype=CODE_DTYPE)
+    raw, width = rows.tobytes(), rows.shape[1] * CODE_DTYPE.itemsize
+    return [raw[i : i + width] for i in range(0, len(raw), width)]
+
+
 def spread(fractions: np.ndarray, size: int) -> np.ndarray:
     """Return which of ``size`` members are kept at each fraction, as evenly spaced as can be.
 

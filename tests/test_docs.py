@@ -57,9 +57,9 @@ def test_files_and_commands_that_are_named_exist(document):
 
 
 def test_every_proposer_and_cost_model_is_documented():
-    studies, costs = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("studies.md", "cost-models.md"))
+    search, costs = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("search.md", "cost-models.md"))
     for name in catalogue.listing("proposer"):
-        assert f"`{name}" in studies, f"docs/studies.md does not tell of {name}"
+        assert f"`{name}" in search, f"docs/search.md does not tell of {name}"
     for name in catalogue.listing("cost model"):
         assert f"`{name}`" in costs, f"docs/cost-models.md does not tell of {name}"
 

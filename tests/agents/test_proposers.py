@@ -16,15 +16,19 @@ from dse.testing.conformance import check_proposer
 from dse.testing.samples import small_problem, small_space
 
 SPACE = small_space()
+FEW = Space(dataflow=Choice("ws", "os"), pe_rows=Choice(4, 8, 16), batch=Choice(*range(1, 40))).bind(small_problem())
 NAMES = [
-    "auto", "random", "sobol", "optuna:tpe", "optuna:nsga2", "optuna:nsga3", "optuna:random",
+    "auto", "auto:arms=evolve+random+optuna:nsga2", "evolve", "tpe", "gp", "local", "enumerate",
+    "random", "sobol", "optuna:tpe", "optuna:nsga2", "optuna:nsga3", "optuna:random",
     "optuna:nsga2:population_size=6", "optuna:tpe:n_startup_trials=4,n_ei_candidates=8",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_conformance(name):
-    check_proposer(catalogue.proposer(name), SPACE, n_batches=5, k=16)
+    space = FEW if name == "enumerate" else SPACE
+    n_batches, k = (3, 8) if name.startswith("optuna:tpe") else (5, 16)
+    check_proposer(catalogue.proposer(name), space, n_batches=n_batches, k=k)
 
 
 def test_every_proposer_is_tried_here():
@@ -36,9 +40,11 @@ def test_every_proposer_is_tried_here():
     [
         ("optuna:tpee", "unknown Optuna sampler"),
         ("optuna", "unknown Optuna sampler"),
+        ("optuna:cmaes", "one objective"),
+        ("optuna:qmc", "use sobol"),
         ("optuna:nsga2:population=3", "unknown option"),
         ("optuna:nsga2:population_size=few", "not a whole number"),
-        ("evolve", "unknown proposer"),
+        ("evolv", "unknown proposer"),
     ],
 )
 def test_names_that_are_none(name, law):

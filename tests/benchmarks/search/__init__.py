@@ -1,0 +1,1 @@
+"""Search benchmark: ``make bench-search``."""
