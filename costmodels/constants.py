@@ -13,7 +13,8 @@ A device asks in this order, and says which it got:
    and memory differ in kind). Peaks and bandwidths do not enter, so that a faster device never gets worse constants.
    The band is that of leaving each measured device out in turn; another vendor or class of device (edge, client)
    doubles it either way. A precision that is not measured on the device or its relatives is carried over as the
-   lender's change from 16 bits, where both have been measured there;
+   lender's change from 16 bits, where both have been measured there, with the device's own launch (over 18 pairs of
+   measured devices this is off by 26 % for products, against 32 % if launches are changed too);
 3. where nobody has the precision, that of the next one in :data:`FALLBACKS`, by the same two steps.
 """
 
@@ -170,6 +171,7 @@ class Book:
             return lender.constants
         change = np.where(base.constants > 0, lender.constants / np.where(base.constants > 0, base.constants, 1.0), 0.0)
         changed = np.where((change > 0) & (own > 0), own * change, lender.constants)
+        changed[kernels.LAUNCH] = own[kernels.LAUNCH]
         for at in (kernels.COMPUTE, kernels.BANDWIDTH):
             changed[at] = min(changed[at], 1.0)
         for at in (kernels.GAIN, kernels.MISALIGNED):
