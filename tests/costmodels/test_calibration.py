@@ -230,7 +230,7 @@ def test_a_gpt3_layer_on_four_a100(rows):
     """LLMCompass's measured prefill of one layer, 66.75 ms, from shipped constants; no row of it was fitted.
 
     Decode (1.11 ms) is out of reach: by the same constants 33 % short, because it ran unfused from Python, with
-    launches of 50 us that fused kernels do not have; with launches fitted to eager operators 16 % short.
+    launches of 50 us that fused kernels do not have; with launches fitted to eager operators 14 % short.
     """
     path = Path(__file__).parents[1] / "benchmarks" / "devices.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_devices", path)
@@ -243,5 +243,5 @@ def test_a_gpt3_layer_on_four_a100(rows):
     assert sum(measured["prefill"].values()) == pytest.approx(66.7472e-3, rel=1e-4)
     assert sum(layer.shipped_layer("prefill", 8 * 2048, 2048).values()) == pytest.approx(66.7472e-3, rel=0.05)
     assert sum(layer.eager_layer("prefill", 8 * 2048, 2048).values()) == pytest.approx(66.7472e-3, rel=0.05)
-    assert sum(layer.eager_layer("decode", 8, 1025).values()) == pytest.approx(1.1109e-3, rel=0.17)
+    assert sum(layer.eager_layer("decode", 8, 1025).values()) == pytest.approx(1.1109e-3, rel=0.15)
     assert not any("GPT" in row.identity for row in rows)
