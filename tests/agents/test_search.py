@@ -75,6 +75,12 @@ class Toy:
         pass
 
 
+def append(record, codes, objectives, violation, marks, proposer):
+    """Add designs that ran, of a goal without constraints."""
+    n = len(codes)
+    record.append(codes, objectives, violation, np.empty((n, 0)), np.zeros(n, dtype=bool), marks, proposer)
+
+
 def search(name, rule, n, seed=0, *, space=GRID, goal=TWO, k=8, lag=1):
     toy = Toy(rule)
     proposers = [catalogue.proposer(name) if isinstance(name, str) else name]
@@ -175,7 +181,7 @@ def test_an_instance_with_a_past_answers_as_a_new_one(name, window):
     for n, seed in ((window // 2, 0), (window // 2, 1), (window + 200, 0), (window // 3, 0)):
         record, _, _ = search("random", zdt1, n, seed)
         part = Record(GRID, TWO, 0)
-        part.append(record._codes[:n], record.objectives()[:n], record.violation()[:n], np.full(n, -1), "random")
+        append(part, record._codes[:n], record.objectives()[:n], record.violation()[:n], np.full(n, -1), "random")
         view = part.view(old.name, old.window, [])
         a, b = (p.propose(view, 8, np.random.default_rng(3)) for p in (old, catalogue.proposer(name)))
         np.testing.assert_array_equal(a.codes, b.codes)
@@ -235,7 +241,7 @@ def _history_in_which(arm, n_arms=2, n=160):
     arms = np.arange(n) % n_arms
     better = np.linspace(0.5, 0.0, n)
     objectives = np.where((arms == arm)[:, None], np.stack([better, better], axis=1), 1.0 + rng.random((n, 2)))
-    record.append(GRID.sample(n, rng), objectives, np.zeros(n), arms, "auto:arms=random+evolve")
+    append(record, GRID.sample(n, rng), objectives, np.zeros(n), arms, "auto:arms=random+evolve")
     return record.view("auto:arms=random+evolve", 0, [])
 
 
@@ -320,9 +326,10 @@ def test_every_mutation_changes_something_and_stays_in_range():
     changed = mutate(layout, codes, rng.integers(0, 4, 2000), rng)
     assert ((changed >= 0) & (changed < space.n_levels)).all()
     assert (changed != codes).any(axis=1).all()
-    assert (changed[:, 2] == 0).all()  # a knob of one level
+    at = {label: space.labels.index(label) for label in ("batch", "pe_rows")}
+    assert (changed[:, at["batch"]] == 0).all()  # a knob of one level
     gentle = mutate(layout, codes, np.zeros(2000, dtype=int), rng)
-    assert np.abs(gentle[:, 0] - codes[:, 0]).max() <= 1
+    assert np.abs(gentle[:, at["pe_rows"]] - codes[:, at["pe_rows"]]).max() <= 1
 
 
 def test_block_crossover_cuts_a_declaration_at_most_once_and_mixes_only_the_parents():
@@ -341,13 +348,14 @@ def test_moves_are_counted_by_hand():
     space = Space(pe_rows=Int(1, 9), dataflow=Choice("ws", "os", "is"), batch=Choice(4)).bind(small_problem())
     knob, change = moves(Layout.of(space))
     # One up, one down; two other words; nothing to move on a knob of one level.
-    assert sorted(zip(knob.tolist(), change.tolist(), strict=True)) == [(0, -1), (0, 1), (1, 1), (1, 2)]
+    assert space.labels == ("batch", "pe_rows", "dataflow")
+    assert sorted(zip(knob.tolist(), change.tolist(), strict=True)) == [(1, -1), (1, 1), (2, 1), (2, 2)]
 
 
 def test_local_polishes_all_neighbours_of_the_front_before_going_further():
     space = Space(pe_rows=Int(1, 9), pe_cols=Int(1, 9)).bind(small_problem())
     record = Record(space, TWO, 0)
-    record.append(np.array([[4, 4]]), np.array([[0.0, 0.0]]), np.zeros(1), np.full(1, -1), "random")
+    append(record, np.array([[4, 4]]), np.array([[0.0, 0.0]]), np.zeros(1), np.full(1, -1), "random")
     found = catalogue.proposer("local").propose(record.view("local", 0, []), 4, np.random.default_rng(0))
     assert sorted(map(tuple, found.codes.tolist())) == [(3, 4), (4, 3), (4, 5), (5, 4)]
     assert list(found.parents) == [(0,)] * 4
