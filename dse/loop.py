@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol
 
 import numpy as np
 
 from dse.errors import UserError
 from dse.evaluation import hard_violation
+from dse.hypervolume import hypervolume
 from dse.metrics import MetricBatch
 from dse.objectives import Goal
 from dse.protocols import Executor, Proposals, Proposer
@@ -78,8 +80,8 @@ class Progress:
         n_infeasible: designs that cannot run or break a constraint.
         n_failed: designs on which a cost model broke.
         n_front: designs on the front.
-        hypervolume: of the front, up to ``reference``; NaN before there is a feasible design.
-        reference: the hypervolume's reference point, None before.
+        reference: the hypervolume's reference point, None before there is a feasible design.
+        points: objectives of the front, to be minimised, shape (n_front, m).
         end: why the loop ended, "" while it goes on.
     """
 
@@ -89,9 +91,14 @@ class Progress:
     n_infeasible: int
     n_failed: int
     n_front: int
-    hypervolume: float
     reference: np.ndarray | None
+    points: np.ndarray
     end: str = ""
+
+    @cached_property
+    def hypervolume(self) -> float:
+        """Of the front, up to ``reference``; NaN before there is a feasible design. Computed when asked for."""
+        return float("nan") if self.reference is None else hypervolume(self.points, self.reference)
 
 
 class Loop:
@@ -256,7 +263,6 @@ class Loop:
 
     def _progress(self, target: int, end: str = "") -> Progress:
         record = self.record
-        volume = float("nan") if self.reference is None else record.archive.hypervolume(self.reference)
         return Progress(
             n_done=record.n,
             n_target=target,
@@ -264,8 +270,8 @@ class Loop:
             n_infeasible=record.n_infeasible,
             n_failed=record.n_failed,
             n_front=len(record.archive),
-            hypervolume=volume,
             reference=self.reference,
+            points=record.archive.points,
             end=end,
         )
 

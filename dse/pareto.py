@@ -22,11 +22,15 @@ def is_dominated(points: np.ndarray, by: np.ndarray) -> np.ndarray:
         Boolean, shape (n,).
     """
     out = np.zeros(len(points), dtype=bool)
-    # Blocks of rows, not one broadcast: (n, k, m) exceeds a gigabyte at n = k = 10,000.
-    block = max(1, 2_000_000 // max(1, by.size))
+    # Blocks of rows, not one broadcast: (n, k) exceeds a gigabyte at n = k = 40,000.
+    block = max(1, 2_000_000 // max(1, len(by)))
+    columns = np.ascontiguousarray(by.T)
     for start in range(0, len(points), block):
         part = points[start : start + block]
-        out[start : start + block] = np.less_equal(by[None, :, :], part[:, None, :]).all(axis=2).any(axis=1)
+        no_worse = np.ones((len(part), len(by)), dtype=bool)
+        for j, column in enumerate(columns):
+            no_worse &= column <= part[:, j : j + 1]
+        out[start : start + block] = no_worse.any(axis=1)
     return out
 
 
@@ -65,12 +69,17 @@ def ranks(points: np.ndarray) -> np.ndarray:
         points: shape (n, m), to be minimised.
     """
     known = np.flatnonzero(~np.isnan(points).any(axis=1))
-    columns = np.ascontiguousarray(points[known].T)
+    # Order is all that counts: places among the distinct values are narrow integers, which compare faster than floats.
+    places = [np.unique(column, return_inverse=True)[1] for column in points[known].T]
+    narrow = np.uint16 if len(known) <= 1 << 16 else np.uint32
     no_worse = np.ones((len(known), len(known)), dtype=bool)
-    for column in columns:
-        no_worse &= column[:, None] <= column[None, :]
-    dominates = no_worse & ~no_worse.T
-    n_above = dominates.sum(axis=0)
+    no_better = no_worse.copy()
+    for place in places:
+        column = place.astype(narrow)
+        no_worse &= column[:, None] <= column
+        no_better &= column[:, None] >= column
+    dominates = (no_worse & ~no_better).view(np.uint8)
+    n_above = dominates.sum(axis=0, dtype=narrow).astype(np.int64)
     out = np.zeros(len(points), dtype=np.int64)
     left = np.ones(len(known), dtype=bool)
     rank = 0
@@ -78,7 +87,7 @@ def ranks(points: np.ndarray) -> np.ndarray:
         now = np.flatnonzero(left & (n_above == 0))
         out[known[now]] = rank
         left[now] = False
-        n_above -= dominates[now].sum(axis=0)
+        n_above -= dominates[now].sum(axis=0, dtype=narrow)
         rank += 1
     out[np.isnan(points).any(axis=1)] = rank
     return out

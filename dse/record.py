@@ -39,6 +39,7 @@ class Record:
         self._marks = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._proposers = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._names: dict[str, int] = {}
+        self._last_own: dict[int, int] = {}
         self._rows_seen: set[bytes] = set()
 
     def append(
@@ -69,7 +70,9 @@ class Record:
         self._violation[first:last] = violation
         self._margins[first:last] = margins
         self._marks[first:last] = marks
-        self._proposers[first:last] = self._names.setdefault(proposer, len(self._names))
+        self._proposers[first:last] = own = self._names.setdefault(proposer, len(self._names))
+        if len(codes):
+            self._last_own[own] = last - 1
         self._rows_seen.update(row_keys(codes))
         self.n = last
         self.n_failed += int(failed.sum())
@@ -132,7 +135,8 @@ class Record:
         front = self.archive.ids[-(window // 2) :]
         if not len(front):  # nothing feasible yet: what is nearest to it
             front = np.argpartition(self.violation(), window // 2)[: window // 2]
-        own = np.flatnonzero(self._proposers[: self.n] == self._names.get(proposer, -1))[-1:]
-        latest = np.arange(self.n - 1, -1, -1)
-        rows = dict.fromkeys([*own.tolist(), *front.tolist(), *latest[: window + len(front) + 1].tolist()])
+        last_own = self._last_own.get(self._names.get(proposer, -1))
+        own = [] if last_own is None else [last_own]
+        latest = range(self.n - 1, max(-1, self.n - window - len(front) - 2), -1)
+        rows = dict.fromkeys([*own, *front.tolist(), *latest])
         return np.sort(np.array(list(rows)[:window], dtype=np.int64))
