@@ -99,7 +99,7 @@ class DesignBatch:
         """
         names = sorted(self._arrays)
         given = np.stack([self._is_off_default(name) for name in names], axis=1)
-        pieces = {name: self._piece(name) for name, some in zip(names, given.any(axis=0), strict=True) if some}
+        pieces = {name: self._piece(name) for j, name in enumerate(names) if given[:, j].any()}
         keyed = hashlib.blake2b(digest_size=HASH_BYTES, key=self.schema.content_hash.encode())
         found = [b""] * self.n
         # Rows that leave the same knobs alone are laid out alike: one table of bytes for all of them.

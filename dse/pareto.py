@@ -75,7 +75,7 @@ def ranks(points: np.ndarray) -> np.ndarray:
     no_worse = np.ones((len(known), len(known)), dtype=bool)
     no_better = no_worse.copy()
     for place in places:
-        column = place.astype(narrow)
+        column: np.ndarray = place.astype(narrow)
         no_worse &= column[:, None] <= column
         no_better &= column[:, None] >= column
     dominates = (no_worse & ~no_better).view(np.uint8)

@@ -147,6 +147,11 @@ class Results:
             raise UserError("the cost models have changed since this study ran, so its breakdown is not recomputed")
         return evaluation.breakdown(self.design(number).design)
 
+    @property
+    def waiting(self) -> str:
+        """What designs without a result are: "leased" while the study runs, "stale" if it was killed, "proposed"."""
+        return {"held": "leased", "lost": "stale"}.get(self.row.lease, "proposed")
+
     def records(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Return designs as JSON types: every knob and every metric with its unit; numbers that are none are null."""
         index = np.asarray(numbers, dtype=np.intp)
@@ -158,7 +163,9 @@ class Results:
                 "number": int(number),
                 "hash": self.stored.hashes[number].hex(),
                 "proposer": self.stored.proposers.get(int(self.stored.batches[number]), ""),
-                "status": Status(int(status[number])).name.lower() if self.stored.evaluated[number] else "proposed",
+                "status": Status(int(status[number])).name.lower() if self.stored.evaluated[number] else self.waiting,
+                "attempts": int(self.stored.attempts[number]),
+                "last_error": self.stored.last_errors.get(int(number), ""),
                 "is_feasible": bool(self.violation[number] == 0),
                 "reason": self.reason(int(number)),
                 "knobs": {label: {"value": v, "unit": names[label].unit} for label, v in row.items()},
@@ -263,21 +270,28 @@ class Front:
         return str(frame[[c for c in self.columns() if c in frame]].to_html(escape=True))
 
 
-def check_codes(name: str, space: BoundSpace, stored: StoredStudy) -> None:
+def check_codes(name: str, space: BoundSpace, stored: StoredStudy, most: int = CHECKED_ROWS) -> None:
     """Check that stored codes stand for the designs whose hashes are stored beside them, on a sample.
+
+    Args:
+        name: of the study.
+        space: its space.
+        stored: its designs.
+        most: designs that are looked at, at equal steps.
 
     Raises:
         StoreRefused: they do not: rows are damaged, or this version reads the space in another way.
     """
     n = len(stored.codes)
-    rows = np.unique(np.linspace(0, n - 1, min(n, CHECKED_ROWS)).round().astype(int)) if n else np.empty(0, int)
-    hashes = space.decode(stored.codes[rows]).hashes if n else []
-    for row, found in zip(rows.tolist(), hashes, strict=True):
-        if found != stored.hashes[row]:
-            raise StoreRefused(
-                f"design {row} of study {name!r} is not what was stored: its codes stand for another design",
-                "the row is damaged, or was written by another version of mfm-dse; use that one, or a copy",
-            )
+    sample = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.empty(0, int)
+    for start in range(0, len(sample), 1024):
+        rows = sample[start : start + 1024]
+        for row, found in zip(rows.tolist(), space.decode(stored.codes[rows]).hashes, strict=True):
+            if found != stored.hashes[row]:
+                raise StoreRefused(
+                    f"design {row} of study {name!r} is not what was stored: its codes stand for another design",
+                    "the row is damaged, or was written by another version of mfm-dse; use that one, or a copy",
+                )
 
 
 def code_dtype(space: BoundSpace) -> np.dtype:

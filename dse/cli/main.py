@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "hardware": "dse.cli.catalogs",
     "calibrate": "dse.cli.calibrating",
     "knobs": "dse.cli.catalogs",
+    "db": "dse.cli.upkeep",
     "doctor": "dse.cli.catalogs",
 }
 
