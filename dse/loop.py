@@ -144,12 +144,16 @@ class Loop:
 
     # ------------------------------------------------------------------ resuming
 
-    def restore(self, batch: Batch, groups: Sequence[MetricBatch]) -> None:
+    def restore(
+        self, batch: Batch, groups: Sequence[MetricBatch], proposers: Sequence[tuple[str, int]] | None = None
+    ) -> None:
         """Take over a batch that was recorded earlier; call in batch order before :meth:`run`.
 
         Args:
-            batch: the batch; ``n_evaluated`` says how many of its designs ``groups`` answers.
+            batch: the batch; ``n_evaluated`` says how many of its designs ``groups`` answers. Finished batches in a
+                row, none of them empty, may come as one under the last one's number, where the reference is known.
             groups: metrics of its evaluated designs, one batch per cost model.
+            proposers: of such a row, (name, how many designs are its).
         """
         self.n_batches = batch.number + 1
         self.n_designs += len(batch.codes)
@@ -159,7 +163,7 @@ class Loop:
         if not len(batch.codes):
             return
         if batch.n_evaluated == len(batch.codes):
-            self._tell(batch, groups)
+            self._tell(batch, groups, proposers)
         else:
             rest = batch.codes[batch.n_evaluated :]
             self._open.append((batch, self.executor.submit(rest)))
@@ -246,7 +250,9 @@ class Loop:
         self._tell(batch, [_stack([part[i] for part in parts]) for i in range(len(parts[0]))])
         yield self._progress(target)
 
-    def _tell(self, batch: Batch, groups: Sequence[MetricBatch]) -> None:
+    def _tell(
+        self, batch: Batch, groups: Sequence[MetricBatch], proposers: Sequence[tuple[str, int]] | None = None
+    ) -> None:
         joined = MetricBatch.join(groups)
         n, excess = len(batch.codes), hard_violation(groups)
         self.record.append(
@@ -256,7 +262,7 @@ class Loop:
             self.goal.margins(joined.values, n),
             np.isinf(excess),
             batch.marks,
-            batch.proposer,
+            proposers or [(batch.proposer, n)],
         )
         if self.reference is None and len(self.record.archive):
             self.reference = reference_point(self.record.objectives()[self.record.violation() == 0])

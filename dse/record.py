@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -50,9 +51,9 @@ class Record:
         margins: np.ndarray,
         failed: np.ndarray,
         marks: np.ndarray,
-        proposer: str,
+        proposers: Sequence[tuple[str, int]],
     ) -> None:
-        """Add the next designs, all by one proposer.
+        """Add the next designs.
 
         Args:
             codes: shape (n, p).
@@ -61,7 +62,7 @@ class Record:
             margins: how far each constraint is exceeded, negative where it holds, NaN where unknown, shape (n, c).
             failed: where a cost model broke, shape (n,).
             marks: the proposer's marks, shape (n,).
-            proposer: its name.
+            proposers: (name, how many designs in a row are its), adding up to n.
         """
         first, last = self.n, self.n + len(codes)
         self._grow(last)
@@ -70,9 +71,13 @@ class Record:
         self._violation[first:last] = violation
         self._margins[first:last] = margins
         self._marks[first:last] = marks
-        self._proposers[first:last] = own = self._names.setdefault(proposer, len(self._names))
-        if len(codes):
-            self._last_own[own] = last - 1
+        begin = first
+        for name, count in proposers:
+            own = self._names.setdefault(name, len(self._names))
+            self._proposers[begin : begin + count] = own
+            begin += count
+            if count:
+                self._last_own[own] = begin - 1
         self._rows_seen.update(row_keys(codes))
         self.n = last
         self.n_failed += int(failed.sum())

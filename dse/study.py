@@ -43,7 +43,6 @@ from dse.store import DEFAULT_URL, HEARTBEAT_S, EvaluatorRow, Store, StoredStudy
 SPEC_FORMAT: Final = 1
 DEFAULT_COST_MODELS: Final = ("analytical", "prior")
 DB_VARIABLE: Final = "DSE_DB"
-RESTORED_ROWS: Final = 4096
 
 Reporter = Callable[[Progress], None]
 
@@ -259,8 +258,8 @@ class Study:
                 seed=self.seed, ask_size=self.ask_size, lag=self.lag,
             )  # fmt: skip
             loop.reference = row.reference
-            for batch, groups in _stored_batches(stored, one_by_one=row.reference is None):
-                loop.restore(batch, groups)
+            for batch, groups, by in _stored_batches(stored, one_by_one=row.reference is None):
+                loop.restore(batch, groups, by)
             with _stop_on_signal() as stopping, _reporting(self.name, report) as tell, _heartbeat(store, row.id):
                 for progress in loop.run(target, lambda: stopping() or journal.should_stop(stopping)):
                     if loop.reference is not None and journal.reference is None:
@@ -327,26 +326,29 @@ def database(db: str | Path | None) -> str:
     return str(db or os.environ.get(DB_VARIABLE) or DEFAULT_URL)
 
 
-def _stored_batches(stored: StoredStudy, *, one_by_one: bool) -> Iterator[tuple[Batch, list[MetricBatch]]]:
-    """Yield what is stored in the order it was proposed.
+def _stored_batches(
+    stored: StoredStudy, *, one_by_one: bool
+) -> Iterator[tuple[Batch, list[MetricBatch], list[tuple[str, int]]]]:
+    """Yield what is stored in the order it was proposed, as :meth:`Loop.restore` takes it.
 
     Args:
         stored: the study.
-        one_by_one: yield each batch by itself; else finished neighbours by one proposer come as one batch, which a
-            loop takes over alike, and sooner.
+        one_by_one: yield each batch by itself; else finished neighbours come together, which is sooner done.
     """
     sizes = np.bincount(stored.batches, minlength=stored.n_batches)
     edges = np.concatenate([[0], np.cumsum(sizes)])
+    n_waiting = np.concatenate([[0], np.cumsum(~stored.evaluated)])
+    is_whole = (sizes > 0) & (n_waiting[edges[1:]] == n_waiting[edges[:-1]])
     start = 0
     while start < stored.n_batches:
         end = start + 1
-        while not one_by_one and end < stored.n_batches and _joins(stored, sizes, edges, start, end):
+        while not one_by_one and is_whole[start] and end < stored.n_batches and is_whole[end]:
             end += 1
         rows = slice(int(edges[start]), int(edges[end]))
         n_evaluated = int(stored.evaluated[rows].sum())
         batch = Batch(
             number=end - 1,
-            proposer=stored.proposers[start],
+            proposer=stored.proposers[end - 1],
             first=rows.start,
             codes=stored.codes[rows].astype(np.uint16),
             hashes=stored.hashes[rows],
@@ -356,18 +358,9 @@ def _stored_batches(stored: StoredStudy, *, one_by_one: bool) -> Iterator[tuple[
             n_proposed=sum(stored.n_proposed_by_batch[start:end]),
             n_evaluated=n_evaluated,
         )
-        yield batch, [m.take(slice(rows.start, rows.start + n_evaluated)) for m in stored.metrics]
+        by = [(stored.proposers[b], int(sizes[b])) for b in range(start, end)]
+        yield batch, [m.take(slice(rows.start, rows.start + n_evaluated)) for m in stored.metrics], by
         start = end
-
-
-def _joins(stored: StoredStudy, sizes: np.ndarray, edges: np.ndarray, start: int, end: int) -> bool:
-    """Return whether batch ``end`` may come together with those from ``start`` on: none empty, none unfinished."""
-    return (
-        edges[end + 1] - edges[start] <= RESTORED_ROWS
-        and stored.proposers[end] == stored.proposers[start]
-        and bool(sizes[start] and sizes[end])
-        and bool(stored.evaluated[edges[end - 1] : edges[end + 1]].all())
-    )
 
 
 def _check_not_all_failed(progress: Progress, journal: _StoreJournal) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ class Store(Writing):
     def load(self, study_id: int, code_dtype: np.dtype, n_parameters: int) -> StoredStudy:
         """Return all designs of a study with all their metrics, as arrays."""
         design, batch, evaluator = tables.design, tables.batch, tables.evaluator
-        with self._reading() as connection:
+        with _no_collection(), self._reading() as connection:
             # Batches first: a writer that commits one between two of these statements adds rows that are left out.
             batches = connection.execute(
                 select(batch.c.number, batch.c.proposer, batch.c.n_proposed, batch.c.n_designs)
@@ -70,6 +72,18 @@ class Store(Writing):
             metrics=[metrics for metrics, _ in answers],
             evaluated=evaluated,
         )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Put off garbage collection: it would go through hundreds of thousands of fresh rows again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _columns_of(rows: Sequence[Any], width: int) -> list[Sequence[Any]]:

@@ -1,7 +1,8 @@
-"""The engine end to end: propose with ``evolve``, evaluate a trivially cheap model, commit to SQLite (synchronous=FULL).
+"""The engine end to end: propose with ``evolve``, evaluate a trivially cheap model, commit to SQLite.
 
-60 knobs (36 widths, 12 whole numbers, 12 fractions) and three objectives. Optuna's RDB storage keeps the same study,
-sampler NSGA-II, beside it. Databases lie in the temporary folder: TMPDIR says on which disk.
+Commits are with synchronous=FULL, as always. 60 knobs (37 widths, 8 whole numbers, 10 grids of floats, 5 words and
+sizes), three objectives. Optuna's RDB storage keeps the same study, sampler NSGA-II, beside it. Databases lie in the
+temporary folder: TMPDIR says on which disk.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ SPACE = Space(
     sram_bytes=Choice("256 KiB", "1 MiB", "4 MiB"),
     dataflow=Choice("ws", "os", "is"),
     loop_order=Choice("mnk", "nkm", "kmn"),
+    mac_array=Choice("fixed", "scalable"),
 )
 
 
@@ -113,8 +115,12 @@ def figures(sizes: Sequence[int] = SIZES) -> list[tuple[str, float, str]]:
             i, j = np.searchsorted(n_done, [0.8 * size, size])
             j = min(j, len(n_done) - 1)
             rate = (n_done[j] - n_done[i]) / (seconds[j] - seconds[i])
-            found.append((f"{made.bound_space.n_parameters} knobs, evolve, to SQLite: at {size:,} designs", rate, "designs"))
-        found.append((f"the whole run of {max(sizes):,}, opening and reading back included", max(sizes) / whole, "designs"))
+            found.append(
+                (f"{made.bound_space.n_parameters} knobs, evolve, to SQLite: at {size:,} designs", rate, "designs")
+            )
+        found.append(
+            (f"the whole run of {max(sizes):,}, opening and reading back included", max(sizes) / whole, "designs")
+        )
         small = Path(folder) / "small.db"
         began = time.process_time()
         made.run(min(sizes), db=small, report=lambda _: None, executor="local")
