@@ -172,19 +172,40 @@ class Loop:
 
     # ------------------------------------------------------------------ running
 
-    def run(self, target: int, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+    def enqueue(self, source: str, codes: np.ndarray) -> None:
+        """Have designs evaluated as a batch of their own, before anything more is proposed; known ones are left out.
+
+        Args:
+            source: who gives them, in the place of a proposer's name.
+            codes: shape (n, p).
+        """
+        batch = self._fresh(source, len(codes), Proposals(codes))
+        if len(batch.codes):
+            self._begin(batch)
+
+    def run(
+        self,
+        target: int,
+        should_stop: Callable[[], bool] = lambda: False,
+        rule: Callable[[Progress], str] = lambda _: "",
+    ) -> Iterator[Progress]:
         """Go on until ``target`` designs are finished; yield after every chunk of results.
 
         Args:
             target: designs in total, those of earlier runs included.
             should_stop: asked before anything new is begun; what is recorded by then stays recorded.
+            rule: asked after each finished batch why to end here, "" to go on.
         """
         while not should_stop():
             end = self._fill(target)
             if not self._open:
                 yield self._progress(target, end)
                 return
+            n_done = self.record.n
             yield from self._finish_oldest(target, should_stop)
+            if self.record.n > n_done and (reason := rule(self._progress(target))):
+                yield self._progress(target, reason)
+                return
         yield self._progress(target, "stopped")
 
     def _fill(self, target: int) -> str:
@@ -195,11 +216,19 @@ class Loop:
             if self.n_designs >= self.space.n_designs or self._stalls >= _STALLS_BEFORE_END:
                 return "search space exhausted"
             batch = self._propose(min(self.ask_size, target - self.n_designs))
-            self._stalls = 0 if len(batch.codes) else self._stalls + 1
-            self.journal.proposed(batch)
-            if len(batch.codes):
-                self._open.append((batch, self.executor.submit(batch.codes)))
+            self._begin(batch)
         return ""
+
+    def _begin(self, batch: Batch) -> None:
+        """Record a batch, and hand it to the executor."""
+        self.n_batches += 1
+        self.n_designs += len(batch.codes)
+        self.n_proposed += batch.n_proposed
+        self._known.update(batch.hashes)
+        self._stalls = 0 if len(batch.codes) else self._stalls + 1
+        self.journal.proposed(batch)
+        if len(batch.codes):
+            self._open.append((batch, self.executor.submit(batch.codes)))
 
     def _propose(self, k: int) -> Batch:
         number = self.n_batches
@@ -211,13 +240,17 @@ class Loop:
         else:
             pending = [(b.codes, b.marks, b.proposer) for b, _ in self._open]
             proposals = proposer.propose(self.record.view(name, proposer.window, pending), k, rng)
+        return self._fresh(name, k, proposals)
+
+    def _fresh(self, name: str, k: int, proposals: Proposals) -> Batch:
+        """Return the batch of those proposals that nobody proposed before."""
         codes = self.space.repair(np.asarray(proposals.codes).reshape(-1, self.space.n_parameters))[:k]
         hashes = self.space.decode(codes).hashes if len(codes) else []
         fresh = [i for i, h in enumerate(hashes) if h not in self._known and h not in hashes[:i]]
         marks = np.full(len(codes), -1, dtype=np.int64) if proposals.marks is None else np.asarray(proposals.marks)
         parents = list(proposals.parents) or [()] * len(codes)
-        batch = Batch(
-            number=number,
+        return Batch(
+            number=self.n_batches,
             proposer=name,
             first=self.n_designs,
             codes=codes[fresh],
@@ -227,11 +260,6 @@ class Loop:
             n_asked=k,
             n_proposed=len(codes),
         )
-        self.n_batches += 1
-        self.n_designs += len(fresh)
-        self.n_proposed += len(codes)
-        self._known.update(batch.hashes)
-        return batch
 
     def _finish_oldest(self, target: int, should_stop: Callable[[], bool]) -> Iterator[Progress]:
         batch, ticket = self._open[0]
