@@ -28,7 +28,7 @@ from dse.pareto import first_front
 from dse.problem import Problem
 from dse.space import BoundSpace
 from dse.testing.samples import small_model
-from tests.benchmarks import devices
+from tests.benchmarks import devices, engine
 from tests.oracles.test_zigzag import summary as zigzag
 
 REPEATS = 5
@@ -214,6 +214,10 @@ def main() -> None:
     print(f"{'':58}{'per CPU second':>16}{'per yardstick':>16}")
     for name, (rate, unit) in found.items():
         print(f"{name:58}{rate:>16,.0f}{rate * stick:>16,.0f}  {unit}")
+    print("\nA study end to end (rates per CPU second; Optuna beside it)\n")
+    end_to_end = engine.figures()
+    for what, value, unit in end_to_end:
+        print(f"{what:74}{value:>14,.2f}  {unit}")
     print("\nDevice kernels: errors on rows that were not fitted (a minute or two)\n")
     print(devices.accuracy())
     print("\nOne layer of GPT-3 175B on four A100, batch 8, 2,048 tokens; decode at position 1,025\n")
@@ -227,6 +231,7 @@ def main() -> None:
             "yardstick_s": stick,
             "zigzag": agreement,
             "rates_per_s": {name: rate for name, (rate, _) in found.items()},
+            "end_to_end": {what: value for what, value, _ in end_to_end},
         }
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
