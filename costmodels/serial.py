@@ -123,6 +123,8 @@ def serial_products(sizes: np.ndarray, chip: Chip) -> SerialProducts:
 class SerialEvaluator(AcceleratorEvaluator):
     """The analytical model in its mode ``scalesim``, for one problem on an accelerator template."""
 
+    can_fuse = False
+
     def run_products(self, g: Gemms, chip: Chip, with_planes: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return totals and planes of a pass; see :class:`~costmodels.accelerator.AcceleratorEvaluator`."""
         del with_planes  # they are made in any case
@@ -131,7 +133,7 @@ class SerialEvaluator(AcceleratorEvaluator):
         moved = ran.a_moved + ran.b_moved + ran.o_moved
         array_s, traffic_s = ran.cycles / chip.freq_hz, moved / chip.dram_bytes_per_s
         macs = sizes[COUNT] * sizes[M] * sizes[N] * sizes[K]
-        planes = np.empty((N_PLANES, *moved.shape))
+        planes = np.zeros((N_PLANES, *moved.shape))
         planes[SECONDS] = np.maximum(array_s, traffic_s)
         planes[WEIGHT_BYTES] = ran.b_moved * g.is_weight
         planes[KV_BYTES] = ran.b_moved * (~g.is_weight & g.is_cached)
