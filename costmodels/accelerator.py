@@ -48,6 +48,7 @@ from costmodels.passes import (
     run_fused_pass,
     run_pass,
 )
+from costmodels.schedule import Schedule
 from costmodels.tables import Gemms, class_of
 from costmodels.vector_costs import VectorCoefficients
 from costmodels.workload import PHASES, PhaseSizes, Sizes, Workload
@@ -179,6 +180,23 @@ class AcceleratorEvaluator:
         ledger = Ledger(len(batch))
         self._evaluate(batch, ledger)
         return ledger.breakdowns()
+
+    def schedule(self, batch: DesignBatch) -> list[Schedule]:
+        """Return what each design executes in one pass of each phase that has work, as arrays."""
+        chip, sizes = Chip(self.hardware, batch), self.workload.size(batch, with_fusion=self.can_fuse)
+        found = []
+        for phase in sizes.phases:
+            vectors = self.workload.tables(batch.schema).vectors[phase.name]
+            work = self._work(phase, VectorCoefficients.of(vectors.labels), chip, True)
+            n_ops = len(self.problem.target.graph(phase.name).ops)
+            elements = np.broadcast_to(phase.elements, (len(batch), phase.elements.shape[1]))
+            if work.groups is None or phase.fused is None:
+                groups = np.zeros((N_GROUP_PLANES, len(batch), n_ops))
+                group_of = np.broadcast_to(np.arange(n_ops), (len(batch), n_ops))
+            else:
+                groups, group_of = work.groups.planes, phase.fused.group_of()
+            found.append(Schedule(phase.name, work.planes, groups, group_of, elements))
+        return found
 
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
         n = len(batch)

@@ -42,7 +42,6 @@ from costmodels.groups import NOTHING, GroupRan, drained, loaded, times
 from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, HELD, WIDE, Bound, K, M, N, Products, ceil
 from costmodels.systolic import (
     ACCUMULATOR_BYTES,
-    INPUT_STATIONARY,
     OUTPUT_STATIONARY,
     PLAIN_BYTES,
     WEIGHT_STATIONARY,
@@ -106,7 +105,7 @@ def visits(n_q: float, n_kv: float, kind: int, window: float, tile_q: float, til
     whole_q, whole_kv = floor(n_q / tile_q), floor(n_kv / tile_kv)
     has_q, has_kv = n_q > whole_q * tile_q, n_kv > whole_kv * tile_kv
     if kind == RECTANGLE:
-        last_q, last_kv = float(has_q), float(has_kv)
+        last_q, last_kv = 1.0 if has_q else 0.0, 1.0 if has_kv else 0.0
         return Visits(whole_q * whole_kv, whole_q * last_kv, last_q * whole_kv, last_q * last_kv)
     nq, tq, tkv, w = int(whole_q), int(tile_q), int(tile_kv), int(window)
     seen = floor_sum(nq, tkv, tq, tq - 1) + nq
@@ -185,7 +184,7 @@ def run_attention(
     )
     if count <= 0.0 or sizes[COUNT, at, jv] <= 0.0:
         return NOTHING
-    rows, cols, cores, stays, sram = c.rows[i], c.cols[i], c.cores[i], c.stays[i], c.sram_bytes[i]
+    rows, cols, sram = c.rows[i], c.cols[i], c.sram_bytes[i]
     length = b.per_sequence[i, p.rows[js]]
     heads = m / length
     k_element, v_element = sizes[B_BYTES, at, js] / (dk * span), sizes[B_BYTES, at, jv] / (dv * span)
@@ -299,7 +298,8 @@ def _run_pairs(
     bandwidth, freq = c.dram_bytes_per_s[i], c.freq_hz[i]
     traffic_s = (queries + results + cached - exposed) / bandwidth
     seconds, array_s, outer_s = times(exposed / bandwidth, cycles / freq, ops / (lanes * freq), traffic_s)
+    caches, others = (cached, 0.0) if is_cached else (0.0, cached)
     return GroupRan(
-        seconds, 0.0, cached if is_cached else 0.0, queries + results + (0.0 if is_cached else cached), macs, scaled, reads, writes,
+        seconds, 0.0, caches, queries + results + others, macs, scaled, reads, writes,
         queries + results, held, array_s, outer_s, ops, cycles, queries + cached, results, block, tile_kv,
     )  # fmt: skip

@@ -31,6 +31,18 @@ class AskedPhase:
     skipped_products: np.ndarray
     skipped_vectors: np.ndarray
 
+    def group_of(self) -> np.ndarray:
+        """Return the leader of the group that each operator runs in, itself where it runs alone, (n, operators)."""
+        out = np.tile(np.arange(len(self.tables.op_labels)), (len(self.mask), 1))
+        for c in range(len(self.tables.components)):
+            for bits in np.unique(self.mask[:, c]).tolist():
+                rows = np.flatnonzero(self.mask[:, c] == bits)
+                for group in self.tables.members[c, bits]:
+                    out[np.ix_(rows, np.array(group))] = group[0]
+        for x, members in enumerate(self.tables.attention_members):
+            out[np.ix_(np.flatnonzero(self.attention[:, x]), np.array(members))] = members[0]
+        return out
+
 
 def n_forms(batch: DesignBatch) -> np.ndarray:
     """Return how many choices of fusion are on, shape (n,)."""

@@ -21,7 +21,7 @@ import numpy as np
 from costmodels.fusion import FORM_NAMES, GIVEN, N_MASKS, Edge, Partitioner, form_edges, given_attention
 from costmodels.tables import block_columns, class_of
 from costmodels.vector_costs import VECTOR_COSTS
-from dse.model import Dim, Graph, Model, Op, OpKind
+from dse.model import Dim, Graph, Model, OpKind
 
 _ELEMENTWISE: Final = frozenset({OpKind.ACTIVATION, OpKind.MULTIPLY, OpKind.ADD})
 
@@ -40,6 +40,7 @@ class RowGroups(NamedTuple):
         block: block column, shape (steps,).
         size: elements per row of what vector work writes, as (fixed, per head, per channel), shape (steps, 3).
         slot, last: slot of the step, and the last slot in which its result is needed, shape (steps,).
+        is_elementwise: whether the step needs no more than a chunk of its operands at a time, shape (steps,).
         is_streamed, takes_streamed: whether its result, or its operand, comes in chunks, shape (steps,).
         inputs: first entry of each step in the next two, and their number, shape (steps + 1,).
         source: step inside the group that a tensor comes from, shape (entries,).
@@ -59,6 +60,7 @@ class RowGroups(NamedTuple):
     size: np.ndarray
     slot: np.ndarray
     last: np.ndarray
+    is_elementwise: np.ndarray
     is_streamed: np.ndarray
     takes_streamed: np.ndarray
     inputs: np.ndarray
@@ -103,6 +105,8 @@ class FusedTables:
         fused_products, fused_vectors: what is in a group under a mask, shapes (masks, products), (masks, vectors).
         of_product, of_vector: component column of each.
         attention_of_product, attention_of_vector: attention of each, -1 outside.
+        members: operators of the row groups of a component under a mask.
+        attention_members: operators of each attention.
     """
 
     components: tuple[str, ...]
@@ -116,6 +120,8 @@ class FusedTables:
     of_vector: np.ndarray
     attention_of_product: np.ndarray
     attention_of_vector: np.ndarray
+    members: Mapping[tuple[int, int], Sequence[tuple[int, ...]]]
+    attention_members: Sequence[tuple[int, ...]]
 
     def skipped(self, mask: np.ndarray, attention: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which products and which vector operators run inside groups, shapes (n, j) and (n, v).
@@ -200,6 +206,10 @@ class _Writer:
             fused_vectors=fused_v,
             of_product=np.array([column[self.ops[i].component] for i in self.product], dtype=np.intp),
             of_vector=np.array([column[self.ops[i].component] for i in self.vector], dtype=np.intp),
+            members=groups,
+            attention_members=[
+                tuple(op for op, of in of_attention.items() if of == x) for x in range(len(attentions.score))
+            ],
             attention_of_product=np.array([of_attention.get(i, -1) for i in self.product], dtype=np.intp),
             attention_of_vector=np.array([of_attention.get(i, -1) for i in self.vector], dtype=np.intp),
         )
@@ -221,7 +231,10 @@ class _Writer:
     ) -> RowGroups:
         range_of = np.zeros((len(self.components), N_MASKS, 2), dtype=np.int64)
         known: dict[tuple[tuple[int, ...], ...], tuple[int, int]] = {}
-        steps, labels, leaders, rows = [0], [], [], []
+        steps: list[int] = [0]
+        labels: list[int] = []
+        leaders: list[int] = []
+        rows: list[int] = []
         columns: list[_Step] = []
         for (c, mask), found in groups.items():
             key = tuple(found)
@@ -257,6 +270,7 @@ class _Writer:
             size=_triples([s.size for s in columns]),
             slot=ints([s.slot for s in columns]),
             last=ints([s.last for s in columns]),
+            is_elementwise=ints([s.is_elementwise for s in columns]),
             is_streamed=ints([s.is_streamed for s in columns]),
             takes_streamed=ints([s.takes_streamed for s in columns]),
             inputs=ints([0, *np.cumsum([len(s.sources) for s in columns], dtype=np.int64).tolist()]),
@@ -291,6 +305,7 @@ class _Writer:
                     size=Dim() if is_append else one.n,
                     slot=slot_of[op],
                     last=max(users, default=slot_of[op]),
+                    is_elementwise=int(one.kind in _ELEMENTWISE),
                     is_streamed=int(op in streamed),
                     takes_streamed=int(op in taken),
                     sources=sources,
@@ -366,6 +381,7 @@ class _Step(NamedTuple):
     size: Dim
     slot: int
     last: int
+    is_elementwise: int
     is_streamed: int
     takes_streamed: int
     sources: list[tuple[int, Dim]]
@@ -386,7 +402,7 @@ def _slots(group: tuple[int, ...], streamed: set[int], parts: Partitioner) -> di
                 a, b = sorted((find(p), find(c)))
                 root[b] = a
     units = {op: find(op) for op in group}
-    # Units in an order that respects their edges; the graph's own order would run a sink before what its unit waits for.
+    # Units in an order that respects their edges: by the graph's own a sink would run before what its unit waits for.
     order: dict[int, int] = {}
     waiting = list(dict.fromkeys(units.values()))
     while waiting:
@@ -402,7 +418,7 @@ def _needs(unit: int, units: Mapping[int, int], parts: Partitioner) -> set[int]:
 
 
 def _shares(whole: Dim, parts: Sequence[Dim]) -> list[Dim]:
-    """Return what one read stream of ``whole`` elements takes of each tensor: each kind of size from those that have it.
+    """Return what a read stream of ``whole`` elements takes of each tensor: each kind of size from those that have it.
 
     A rotation reads queries and keys: heads that are pruned from the one, heads that stay from the other.
     """

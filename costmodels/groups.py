@@ -12,6 +12,8 @@ and on chip the largest slot needs
     R (tensors alive at 16 bits + projections' results that are being summed at 32 + operands from outside, twice
     where T > 1 + chunks of streamed tensors) + two weight tiles of every projection of the slot (or all weights)
 
+Operands from outside of elementwise steps pass in chunks too, as wide as the array, twice.
+
 The row tile is ``tile_m``, or the largest of the mapper's candidates (:func:`costmodels.mapper.cuts`) that fits: all of
 them take the same cycles, so more on-chip memory never means more traffic nor time. Weight tiles are ``tile_n`` by
 ``tile_k``, or the smallest that hide their own loading. The order of loops is rows outermost, whatever ``loop_order``.
@@ -125,7 +127,8 @@ class Room(NamedTuple):
 def make_room(groups: RowGroups) -> Room:
     """Return scratch for the groups."""
     most = max(1, int(np.diff(groups.steps).max(initial=1)))
-    return Room(*(np.zeros(most) for _ in range(11)), np.empty((3, 2, MOST_CUTS)))
+    vectors = (np.zeros(most) for _ in Room._fields[:-1])
+    return Room._make([*vectors, np.empty((3, 2, MOST_CUTS))])
 
 
 @njit(cache=True)
@@ -177,7 +180,7 @@ def run_group(
 ) -> GroupRan:
     """Return what group x does in design i, whose product sizes are ``sizes[:, at]``."""
     first, n_steps = g.steps[x], g.steps[x + 1] - g.steps[x]
-    rows, cols, cores, stays, scalable = c.rows[i], c.cols[i], c.cores[i], c.stays[i], c.is_scalable[i]
+    rows, cols, stays, scalable = c.rows[i], c.cols[i], c.stays[i], c.is_scalable[i]
     copies, m = 1.0, b.per_sequence[i, g.rows[x]] * b.sequences[i, g.rows[x]]
     if m <= 0.0:
         return NOTHING
@@ -237,8 +240,9 @@ def run_group(
         j, slot, streamed = g.product[at_s], g.slot[at_s], g.is_streamed[at_s]
         if j >= 0:
             r.doubled[slot] += r.outside[s] * sizes[A_BITS, at, j] / 8.0
-        elif streamed:
-            r.chunked[slot] += PLAIN_BYTES * g.reads[at_s] * (r.outside[s] / max(g.reads[at_s] * r.width[s], 1.0))
+        elif g.is_elementwise[at_s]:
+            r.chunk[slot] = max(r.chunk[slot], cols)
+            r.chunked[slot] += 2.0 * PLAIN_BYTES * (r.outside[s] / max(r.width[s], 1.0))
         else:
             r.doubled[slot] += PLAIN_BYTES * r.outside[s]
         if streamed:
@@ -276,12 +280,12 @@ def run_group(
     y = chosen if chosen >= 0 else found - 1
     if chosen < 0:
         fetched = r.cuts[1, 1, y]
-    return _run_tiles(x, i, g, sizes, at, p, c, lanes, r, copies, m, r.cuts[1, 0, y], fetched, stored, least_held)
+    return _run_tiles(x, i, g, sizes, at, c, lanes, r, copies, m, r.cuts[1, 0, y], fetched, stored, least_held)
 
 
 @njit(cache=True)
 def _run_tiles(
-    x: int, i: int, g: RowGroups, sizes: np.ndarray, at: int, p: Products, c: Chips, lanes: float, r: Room,
+    x: int, i: int, g: RowGroups, sizes: np.ndarray, at: int, c: Chips, lanes: float, r: Room,
     copies: float, m: float, tile: float, fetched: float, stored: float, held: float,
 ) -> GroupRan:  # fmt: skip
     """Return what a group does whose row tile is chosen; its weights are fetched so many times."""

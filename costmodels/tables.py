@@ -248,7 +248,8 @@ class VectorTable:
             return np.zeros((1, 0))
         entries = (self._group, self._block, self._size) if skipped is None else self._each
         skips = np.zeros((1, len(entries[0])), dtype=np.uint8) if skipped is None else skipped
-        per_row = sum_elements(*entries, len(self._groups), kept.heads, kept.channels, kept.block, skips)
+        group, block, size = entries
+        per_row = sum_elements(group, block, size, len(self._groups), kept.heads, kept.channels, kept.block, skips)
         rows = [bound.rows(g.rows) for g in self._groups]
         total = beside([r.per_sequence * r.sequences for r in rows])
         span = beside([bound.span(*g.span) if g.span[0] else _ONE for g in self._groups])

@@ -197,9 +197,9 @@ KNOBS: Final[dict[str, Knob]] = _all(
          low=0, high=1_048_576),
     Knob("loop_order", Scope.PROBLEM, str, "order of the tile loops, outermost first; auto: as the mapper finds best",
          allowed=("auto", *LOOP_ORDERS)),
-    Knob("attn_tile_q", Scope.PROBLEM, int, "query positions of one tile of fused attention; 0: as the model finds best",
+    Knob("attn_tile_q", Scope.PROBLEM, int, "query positions of a tile of fused attention; 0: as the model finds best",
          low=0, high=1_048_576, default=0),
-    Knob("attn_tile_kv", Scope.PROBLEM, int, "key positions of one tile of fused attention; 0: as the model finds best",
+    Knob("attn_tile_kv", Scope.PROBLEM, int, "key positions of a tile of fused attention; 0: as the model finds best",
          low=0, high=1_048_576, default=0),
 )  # fmt: skip
 
