@@ -30,26 +30,22 @@ from costmodels.chip import ENDS, Chip, Events
 from costmodels.fused_designs import AskedPhase, n_forms
 from costmodels.fusion import Partitioner, check_given, form_edges
 from costmodels.groups import N_GROUP_PLANES, VECTOR_OPS, Ask, make_room
-from costmodels.passes import (
+from costmodels.passes import ARRAY_S, N_PLANES, TRAFFIC_S, run_fused_pass, run_pass
+from costmodels.schedule import Schedule
+from costmodels.tables import Gemms, class_of
+from costmodels.totals import (
     ACTIVATION_BYTES,
-    ARRAY_S,
     GROUP_VECTOR_OPS,
     KV_BYTES,
     LIVE_BYTES,
     MACS,
-    N_PLANES,
     SCALED_MACS,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
     TILE_BYTES,
-    TRAFFIC_S,
     WEIGHT_BYTES,
-    run_fused_pass,
-    run_pass,
 )
-from costmodels.schedule import Schedule
-from costmodels.tables import Gemms, class_of
 from costmodels.vector_costs import VectorCoefficients
 from costmodels.workload import PHASES, PhaseSizes, Sizes, Workload
 from dse.canonical import content_hash

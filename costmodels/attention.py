@@ -38,7 +38,7 @@ import numpy as np
 from numba import njit
 
 from costmodels.fused_tables import Attentions
-from costmodels.groups import NOTHING, GroupRan, drained, loaded, times
+from costmodels.groups import GroupRan, drained, enter, loaded, times
 from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, HELD, WIDE, Bound, K, M, N, Products, ceil
 from costmodels.systolic import (
     ACCUMULATOR_BYTES,
@@ -65,6 +65,20 @@ class Visits(NamedTuple):
     whole_last: float
     last_whole: float
     last_last: float
+
+
+class OneChip(NamedTuple):
+    """The chip of one design, see :class:`~costmodels.systolic.Chips`."""
+
+    rows: float
+    cols: float
+    cores: float
+    stays: int
+    is_scalable: int
+    sram_bytes: float
+    freq_hz: float
+    dram_bytes_per_s: float
+    lanes: float
 
 
 class Work(NamedTuple):
@@ -166,15 +180,48 @@ def _folds(m: float, k: float, n: float, stays: int, p: Pace) -> tuple[float, fl
 
 
 @njit(cache=True)
-def run_attention(
-    x: int, i: int, t: Attentions, sizes: np.ndarray, at: int, p: Products, b: Bound, c: Chips,
-    asked_q: float, asked_kv: float, lanes: float, is_cached: bool,
-) -> GroupRan:  # fmt: skip
-    """Return what attention x does in design i, whose product sizes are ``sizes[:, at]``.
+def run_attentions(
+    i: int, runs: np.ndarray, t: Attentions, sizes: np.ndarray, at: int, p: Products, b: Bound, c: Chips,
+    asked_q: float, asked_kv: float, lanes: float, is_cached: np.ndarray,
+    totals: np.ndarray, held: np.ndarray, planes: np.ndarray,
+) -> None:  # fmt: skip
+    """Run the attentions that design i fuses, whose product sizes are ``sizes[:, at]``, and enter them.
 
-    Keys and values that are ``is_cached`` count as cache, others as activations.
+    Args:
+        i: the design.
+        runs: whether it fuses each, shape (attentions,).
+        t: the attentions.
+        sizes, at, p, b, c: its products and its chip.
+        asked_q, asked_kv: its tiles, 0 where the model chooses.
+        lanes: of its vector unit.
+        is_cached: whether keys and values of a product count as cache; others count as activations.
+        totals, held, planes: as for :func:`costmodels.passes.run_fused_pass`.
     """
-    js, jv = t.score[x], t.value[x]
+    score, value, label, leader, rows_at = t.score, t.value, t.label, t.leader, p.rows
+    is_causal, is_chunked, is_windowed, is_latent = t.is_causal, t.is_chunked, t.is_windowed, t.is_latent
+    lengths = b.per_sequence[i]
+    chip = OneChip(
+        c.rows[i], c.cols[i], c.cores[i], c.stays[i], c.is_scalable[i], c.sram_bytes[i], c.freq_hz[i],
+        c.dram_bytes_per_s[i], lanes,
+    )  # fmt: skip
+    for x in range(len(score)):
+        js, jv = score[x], value[x]
+        if not runs[x] or sizes[COUNT, at, js] <= 0.0 or sizes[COUNT, at, jv] <= 0.0:
+            continue
+        length, span = lengths[rows_at[js]], sizes[N, at, js]
+        main, rest = split(length, span, is_causal[x], is_chunked[x], is_windowed[x])
+        ran = _run_attention(
+            js, jv, sizes, at, chip, main, rest, length, asked_q, asked_kv, is_latent[x] == 1, is_cached[js]
+        )
+        enter(ran, i, label[x], leader[x], totals, held, planes)
+
+
+@njit(cache=True)
+def _run_attention(
+    js: int, jv: int, sizes: np.ndarray, at: int, c: OneChip, main: Work, rest: Work, length: float,
+    asked_q: float, asked_kv: float, is_latent: bool, is_cached: bool,
+) -> GroupRan:  # fmt: skip
+    """Return what one attention does, its blocks of query tiles chosen."""
     count, m, dk, span, dv = (
         sizes[COUNT, at, js],
         sizes[M, at, js],
@@ -182,18 +229,12 @@ def run_attention(
         sizes[N, at, js],
         sizes[N, at, jv],
     )
-    if count <= 0.0 or sizes[COUNT, at, jv] <= 0.0:
-        return NOTHING
-    rows, cols, sram = c.rows[i], c.cols[i], c.sram_bytes[i]
-    length = b.per_sequence[i, p.rows[js]]
     heads = m / length
     k_element, v_element = sizes[B_BYTES, at, js] / (dk * span), sizes[B_BYTES, at, jv] / (dv * span)
-    if t.is_latent[x]:
+    if is_latent:
         v_element = 0.0  # the values are a part of the keys
     per_position = dk * k_element + dv * v_element
-    main, rest = split(length, span, t.is_causal[x], t.is_chunked[x], t.is_windowed[x])
-    window = span
-    side = max(rows, cols)
+    side = max(c.rows, c.cols)
     tile_q = min(asked_q if asked_q > 0.0 else power_of_two(side / heads), main.n_q)
     tile_kv = min(asked_kv if asked_kv > 0.0 else power_of_two(side), main.n_kv)
     everything = count * (main.times * main.n_kv + rest.times * rest.n_kv) * per_position
@@ -215,48 +256,31 @@ def run_attention(
                 for one in (main, rest):
                     if one.times > 0.0:
                         kv = min(tile_kv, one.n_kv)
-                        seen = visits(one.n_q, one.n_kv, one.kind, window, min(size, one.n_q), kv)
+                        seen = visits(one.n_q, one.n_kv, one.kind, span, min(size, one.n_q), kv)
                         moved += count * one.times * positions_read(seen, one.n_kv, kv) * per_position
-            fits = needed <= sram
+            fits = needed <= c.sram_bytes
             if (fits and (not is_found or moved < cached)) or (not fits and not is_found and needed < held):
                 cached, held, block, is_found = moved, needed, size, fits
         if asked_q > 0.0 or size >= main.n_q:
             break
         blocks *= 2.0
     return _run_pairs(
-        i,
-        js,
-        jv,
-        sizes,
-        at,
-        c,
-        main,
-        rest,
-        window,
-        tile_q,
-        tile_kv,
-        heads,
-        length,
-        cached,
-        held,
-        block,
-        lanes,
-        is_cached,
-    )
+        js, jv, sizes, at, c, main, rest, span, tile_q, tile_kv, heads, length, cached, held, block, is_cached
+    )  # fmt: skip
 
 
 @njit(cache=True)
 def _run_pairs(
-    i: int, js: int, jv: int, sizes: np.ndarray, at: int, c: Chips, main: Work, rest: Work, window: float,
-    tile_q: float, tile_kv: float, heads: float, length: float, cached: float, held: float, block: float, lanes: float,
+    js: int, jv: int, sizes: np.ndarray, at: int, c: OneChip, main: Work, rest: Work, window: float,
+    tile_q: float, tile_kv: float, heads: float, length: float, cached: float, held: float, block: float,
     is_cached: bool,
 ) -> GroupRan:  # fmt: skip
     """Return what a tiled attention does whose tiles are chosen and which reads ``cached`` bytes of keys and values."""
     count, dk, dv = sizes[COUNT, at, js], sizes[K, at, js], sizes[N, at, jv]
-    rows, cols, cores, stays = c.rows[i], c.cols[i], c.cores[i], c.stays[i]
+    rows, cols, cores, stays = c.rows, c.cols, c.cores, c.stays
     paces = (
-        pace(rows, cols, stays, c.is_scalable[i], sizes[A_BITS, at, js], sizes[HELD, at, js], sizes[WIDE, at, js]),
-        pace(rows, cols, stays, c.is_scalable[i], sizes[A_BITS, at, jv], sizes[HELD, at, jv], sizes[WIDE, at, jv]),
+        pace(rows, cols, stays, c.is_scalable, sizes[A_BITS, at, js], sizes[HELD, at, js], sizes[WIDE, at, js]),
+        pace(rows, cols, stays, c.is_scalable, sizes[A_BITS, at, jv], sizes[HELD, at, jv], sizes[WIDE, at, jv]),
     )
     k_element = sizes[B_BYTES, at, js] / (dk * sizes[N, at, js])
     v_element = sizes[B_BYTES, at, jv] / (dv * sizes[K, at, jv])
@@ -293,9 +317,9 @@ def _run_pairs(
     macs = scores * (dk + dv)
     scaled = scores * (dk * sizes[B_BITS, at, js] + dv * sizes[B_BITS, at, jv]) * PLAIN_BYTES / 8.0
     m = heads * min(tile_q, length)
-    exposed = loaded(stays, m, dk, tile_kv, rows, cols, paces[0], PLAIN_BYTES, k_element)
+    exposed = loaded(stays, m, dk, tile_kv, cols, paces[0], PLAIN_BYTES, k_element)
     exposed = min(exposed + drained(stays, m, dv, rows, cols), queries + results + cached)
-    bandwidth, freq = c.dram_bytes_per_s[i], c.freq_hz[i]
+    bandwidth, freq, lanes = c.dram_bytes_per_s, c.freq_hz, c.lanes
     traffic_s = (queries + results + cached - exposed) / bandwidth
     seconds, array_s, outer_s = times(exposed / bandwidth, cycles / freq, ops / (lanes * freq), traffic_s)
     caches, others = (cached, 0.0) if is_cached else (0.0, cached)

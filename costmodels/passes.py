@@ -18,10 +18,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numba import njit
 
-from costmodels.attention import run_attention
+from costmodels.attention import run_attentions
 from costmodels.fused_tables import Attentions, RowGroups
-from costmodels.groups import HELD_BYTES as GROUP_HELD_BYTES
-from costmodels.groups import Ask, GroupRan, Room, run_group
+from costmodels.groups import Ask, Room, run_groups
 from costmodels.mapper import MOST_CUTS, best_tiles
 from costmodels.products import (
     A_BITS,
@@ -40,13 +39,19 @@ from costmodels.products import (
     size_design,
 )
 from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, pace, run_product
-
-# Rows of the totals of a pass, shape (11, n); the last is the vector work of fused groups.
-(
-    SECONDS, WEIGHT_BYTES, KV_BYTES, ACTIVATION_BYTES, MACS, SCALED_MACS, SRAM_READ_BITS, SRAM_WRITE_BITS, LIVE_BYTES,
-    TILE_BYTES, GROUP_VECTOR_OPS,
-) = range(11)  # fmt: skip
-N_TOTALS: Final = 11
+from costmodels.totals import (
+    ACTIVATION_BYTES,
+    KV_BYTES,
+    LIVE_BYTES,
+    MACS,
+    N_TOTALS,
+    SCALED_MACS,
+    SECONDS,
+    SRAM_READ_BITS,
+    SRAM_WRITE_BITS,
+    TILE_BYTES,
+    WEIGHT_BYTES,
+)
 
 # Planes of the products of a pass, shape (21, n, j): the first eight as above, time in and beside the array; then how
 # it ran: cycles, tiles and order, bytes of A, of B and of O that crossed to DRAM, on-chip bytes of the tiles.
@@ -112,42 +117,11 @@ def run_fused_pass(
     for i in range(n_designs):
         size_design(p, b, w, i, sizes, 0)
         _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, room, ask.skipped[i])
-        for component in range(ask.mask.shape[1]):
-            span = g.range_of[component, ask.mask[i, component]]
-            for x in range(span[0], span[1]):
-                ran = run_group(x, i, g, sizes, 0, p, b, c, ask.lanes[i], scratch)
-                _enter(ran, i, g.label[x], g.leader[x], totals, held, group_planes)
-        for x in range(len(t.score)):
-            if ask.attention[i, x]:
-                q, kv = ask.tile_q[i], ask.tile_kv[i]
-                ran = run_attention(x, i, t, sizes, 0, p, b, c, q, kv, ask.lanes[i], is_cached[t.score[x]])
-                _enter(ran, i, t.label[x], t.leader[x], totals, held, group_planes)
+        lanes = ask.lanes[i]
+        run_groups(i, ask.mask[i], g, sizes, 0, p, b, c, lanes, scratch, totals, held, group_planes)
+        q, kv, runs = ask.tile_q[i], ask.tile_kv[i], ask.attention[i]
+        run_attentions(i, runs, t, sizes, 0, p, b, c, q, kv, lanes, is_cached, totals, held, group_planes)
     return totals
-
-
-@njit(cache=True)
-def _enter(
-    ran: GroupRan, i: int, label: int, leader: int, totals: np.ndarray, held: np.ndarray, planes: np.ndarray
-) -> None:
-    """Add what a group does to the totals of its design, and its own planes."""
-    totals[SECONDS, i] += ran.seconds
-    totals[WEIGHT_BYTES, i] += ran.weights
-    totals[KV_BYTES, i] += ran.caches
-    totals[ACTIVATION_BYTES, i] += ran.activations
-    totals[MACS, i] += ran.macs
-    totals[SCALED_MACS, i] += ran.scaled
-    totals[SRAM_READ_BITS, i] += ran.sram_reads
-    totals[SRAM_WRITE_BITS, i] += ran.sram_writes
-    totals[LIVE_BYTES, i] = max(totals[LIVE_BYTES, i], ran.live_bytes)
-    totals[GROUP_VECTOR_OPS, i] += ran.vector_ops
-    held[label, i] = max(held[label, i], ran.held_bytes)
-    if planes.shape[1] > 0:
-        for x in range(len(ran)):
-            if x < LIVE_BYTES:
-                planes[x, i, leader] = ran[x]
-            elif x >= 10:
-                planes[x - 2, i, leader] = ran[x]
-        planes[GROUP_HELD_BYTES, i, leader] = ran.held_bytes
 
 
 @njit(cache=True)

@@ -31,26 +31,24 @@ import numpy as np
 
 from costmodels.accelerator import AcceleratorEvaluator
 from costmodels.chip import Chip
-from costmodels.passes import (
+from costmodels.passes import ARRAY_S, N_PLANES, TRAFFIC_S
+from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, K, M, N
+from costmodels.scalesim import N_SETS, count, fold
+from costmodels.systolic import ACCUMULATOR_BYTES, OUTPUT_STATIONARY, PLAIN_BYTES
+from costmodels.tables import Gemms
+from costmodels.totals import (
     ACTIVATION_BYTES,
-    ARRAY_S,
     KV_BYTES,
     LIVE_BYTES,
     MACS,
-    N_PLANES,
     N_TOTALS,
     SCALED_MACS,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
     TILE_BYTES,
-    TRAFFIC_S,
     WEIGHT_BYTES,
 )
-from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, K, M, N
-from costmodels.scalesim import N_SETS, count, fold
-from costmodels.systolic import ACCUMULATOR_BYTES, OUTPUT_STATIONARY, PLAIN_BYTES
-from costmodels.tables import Gemms
 
 N_BUFFERS = 3
 

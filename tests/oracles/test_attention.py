@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodels.attention import CAUSAL, RECTANGLE, SLIDING, floor_sum, positions_read, split, visits
-from costmodels.passes import ACTIVATION_BYTES, KV_BYTES, MACS
+from costmodels.totals import ACTIVATION_BYTES, KV_BYTES, MACS
 from dse import Choice, Scenario, Space, catalogue
 from dse.hardware import read_hardware
 from dse.metrics import Status
@@ -137,8 +138,9 @@ def test_traffic_falls_with_memory_as_flashattention_says():
         assert result.status[0] == Status.OK
         read.append(planes[KV_BYTES])
     compulsory = 2 * 4000 * 2 * 16 * 2
-    ratios = [a / b for a, b in zip(read, read[1:], strict=False) if b > 2 * compulsory]
-    assert ratios and all(1.6 < r < 2.4 for r in ratios)
+    ratios = [a / b for a, b in itertools.pairwise(read) if b > 2 * compulsory]
+    assert ratios
+    assert all(1.6 < r < 2.4 for r in ratios)
     assert math.isclose(read[-1], compulsory)
 
 
@@ -161,4 +163,4 @@ def test_latent_cache_is_read_once_for_keys_and_values():
 
 def test_small_model_has_grouped_queries():
     op = next(o for o in small_model("text").graph("prefill").ops if o.kind is OpKind.SCORE)
-    assert op.kv_heads.size(2) == 2 and op.heads.size(2) == 4
+    assert (op.kv_heads.size(2), op.heads.size(2)) == (2, 4)
