@@ -178,9 +178,9 @@ def _size(dims: np.ndarray, at: int, heads: float, channels: float) -> float:
 
 
 @njit(cache=True)
-def _smallest(size: float, unit: float, least: float, asked: float, out: np.ndarray) -> float:
-    """Return the smallest tile of a side that costs no cycles, or the one that is asked for."""
-    return float(out[0, cuts(size, unit, least, asked, out) - 1])
+def _smallest(size: float, unit: float, least: float, out: np.ndarray) -> float:
+    """Return the smallest tile of a side that costs no cycles."""
+    return float(out[0, cuts(size, unit, least, 0.0, out) - 1])
 
 
 @njit(cache=True)
@@ -247,7 +247,7 @@ def run_groups(
     b_sequences = b.sequences
     r_chunk = r.chunk
     r_chunked = r.chunked
-    r_cuts = r.cuts
+    cuts_m, cuts_side = r.cuts[1], r.cuts[0]
     r_doubled = r.doubled
     r_fixed = r.fixed
     r_held = r.held
@@ -304,8 +304,8 @@ def run_groups(
                 meets = pace(rows, cols, stays, scalable, sizes[A_BITS, at, j], sizes[HELD, at, j], sizes[WIDE, at, j])
                 k, n, steps = sizes[K, at, j], sizes[N, at, j], max(rows, meets.least / meets.slots)
                 least, unit = max(least, steps), meets.unit_m
-                r_tile_n[s] = _smallest(n, meets.unit_n, steps, asked_n, r_cuts[2])
-                r_tile_k[s] = _smallest(k, meets.unit_k, steps, asked_k, r_cuts[0])
+                r_tile_n[s] = min(asked_n, n) if asked_n > 0.0 else _smallest(n, meets.unit_n, steps, cuts_side)
+                r_tile_k[s] = min(asked_k, k) if asked_k > 0.0 else _smallest(k, meets.unit_k, steps, cuts_side)
                 b_element = sizes[B_BYTES, at, j] / (k * n)
                 one = 1.0 if p_copies[j] > 1.0 else sizes[COUNT, at, j]
                 is_single = r_tile_n[s] >= n and r_tile_k[s] >= k and one * copies == 1.0
@@ -342,10 +342,10 @@ def run_groups(
                 for later in range(slot + 1, g_last[at_s] + 1):
                     r_held[later] += PLAIN_BYTES * r_width[s]
             # The largest row tile that fits.
-            found = cuts(m, unit, least if unit == 1.0 else 1.0, asked_m, r_cuts[1])
+            found = cuts(m, unit, least if unit == 1.0 else 1.0, asked_m, cuts_m)
             chosen, fetched, least_held = -1, 1.0, np.inf
             for y in range(found):
-                tile, trips = r_cuts[1, 0, y], r_cuts[1, 1, y]
+                tile, trips = cuts_m[0, y], cuts_m[1, y]
                 buffers = 2.0 if trips * copies > 1.0 else 1.0
                 streams = keeps = 0.0
                 for slot in range(n_steps):
@@ -363,9 +363,9 @@ def run_groups(
                     least_held = min(streams, keeps)
             y = chosen if chosen >= 0 else found - 1
             if chosen < 0:
-                fetched = r_cuts[1, 1, y]
+                fetched = cuts_m[1, y]
             _run_tiles(
-                i, label, leader, first, n_steps, sizes, at, copies, m, r_cuts[1, 0, y], fetched, stored, least_held,
+                i, label, leader, first, n_steps, sizes, at, copies, m, cuts_m[0, y], fetched, stored, least_held,
                 rows, cols, cores, stays, scalable, freq, bandwidth, lanes, g_product, g_ops, g_reads, g_slot, g_last,
                 g_is_streamed, r_runs, r_width, r_outside, r_must_write, r_tile_n, r_tile_k, totals, held, planes,
             )  # fmt: skip
