@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -54,6 +54,9 @@ from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
 from dse.problem import Problem
 from dse.protocols import Breakdown
+
+if TYPE_CHECKING:
+    from costmodels.best_fusion import BestFusion
 
 # Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
 # second-level cache; compiled passes have none of them, and larger chunks spread the cost of a call.
@@ -193,6 +196,20 @@ class AcceleratorEvaluator:
                 groups, group_of = work.groups.planes, phase.fused.group_of()
             found.append(Schedule(phase.name, work.planes, groups, group_of, elements))
         return found
+
+    def best_fusion(
+        self, batch: DesignBatch, phase: str, component: str = "decoder", block: int = 1, objective: str = "dram_bytes"
+    ) -> BestFusion:
+        """Return the best partition of a block's edges for a batch of one design; see :mod:`costmodels.best_fusion`.
+
+        Args:
+            batch: the design; its on-chip memory is the budget.
+            phase, component, block: which block.
+            objective: "dram_bytes" or "seconds".
+        """
+        from costmodels.best_fusion import best_fusion
+
+        return best_fusion(self.workload, Chip(self.hardware, batch), batch, phase, component, block, objective)
 
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
         n = len(batch)

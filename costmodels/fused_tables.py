@@ -158,6 +158,22 @@ def fused_tables(
     return _Writer(graph, model, rows, given).tables()
 
 
+def listed_tables(
+    graph: Graph, model: Model, rows: Mapping[str, int], groups: Sequence[tuple[int, ...]]
+) -> tuple[RowGroups, Attentions]:
+    """Return groups side by side, to be costed one by one: group x has label and leader x, attentions follow.
+
+    Args:
+        graph, model, rows: as for :func:`fused_tables`.
+        groups: row groups, which may overlap; all stand under the first component and the mask of given groups.
+    """
+    writer = _Writer(graph, model, rows, {})
+    found = writer.row_groups({(0, GIVEN): groups}, {})
+    attentions, _ = writer.attentions()
+    numbers, after = np.arange(len(groups)), len(groups) + np.arange(len(attentions.score))
+    return found._replace(label=numbers, leader=numbers), attentions._replace(label=after, leader=after)
+
+
 class _Writer:
     def __init__(
         self, graph: Graph, model: Model, rows: Mapping[str, int], given: Mapping[str, Sequence[tuple[str, str]]]
@@ -193,8 +209,8 @@ class _Writer:
         for mask, found in enumerate(by_mask):
             for c, component in enumerate(self.components):
                 groups[c, mask] = [g for g in found if self.ops[g[0]].component == component]
-        rows = self._row_groups(groups, forms)
-        attentions, of_attention = self._attentions()
+        rows = self.row_groups(groups, forms)
+        attentions, of_attention = self.attentions()
         column = {c: i for i, c in enumerate(self.components)}
         return FusedTables(
             components=self.components,
@@ -226,9 +242,10 @@ class _Writer:
         ]
         return "+".join(found)
 
-    def _row_groups(
+    def row_groups(
         self, groups: Mapping[tuple[int, int], Sequence[tuple[int, ...]]], forms: Mapping[int, set[Edge]]
     ) -> RowGroups:
+        """Return groups by component and mask as arrays."""
         range_of = np.zeros((len(self.components), N_MASKS, 2), dtype=np.int64)
         known: dict[tuple[tuple[int, ...], ...], tuple[int, int]] = {}
         steps: list[int] = [0]
@@ -349,7 +366,7 @@ class _Writer:
             return [(p, one.n) for p in producers]
         return list(zip(producers, _shares(one.n, [self.ops[p].n for p in producers]), strict=True))
 
-    def _attentions(self) -> tuple[Attentions, dict[int, int]]:
+    def attentions(self) -> tuple[Attentions, dict[int, int]]:
         """Return the attentions, and which one an operator belongs to."""
         found = [i for i, op in enumerate(self.ops) if op.kind is OpKind.VALUE]
         given = given_attention(self.parts, self.phase, self.given)

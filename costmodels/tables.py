@@ -250,10 +250,21 @@ class VectorTable:
         skips = np.zeros((1, len(entries[0])), dtype=np.uint8) if skipped is None else skipped
         group, block, size = entries
         per_row = sum_elements(group, block, size, len(self._groups), kept.heads, kept.channels, kept.block, skips)
+        return per_row * self._per_row(bound)
+
+    def each(self, sizes: Bound, bound: Binding) -> np.ndarray:
+        """Return the elements that each operator writes, in the order of the graph, shape (n, operators)."""
+        group, block, size = self._each
+        alone, none = np.arange(len(group)), np.zeros((1, len(group)), dtype=np.uint8)
+        per_row = sum_elements(alone, block, size, len(group), sizes.heads, sizes.channels, sizes.block, none)
+        return per_row * self._per_row(bound)[:, group]
+
+    def _per_row(self, bound: Binding) -> np.ndarray:
+        """Return rows x span of each group, shape (n or 1, g)."""
         rows = [bound.rows(g.rows) for g in self._groups]
         total = beside([r.per_sequence * r.sequences for r in rows])
         span = beside([bound.span(*g.span) if g.span[0] else _ONE for g in self._groups])
-        return per_row * total * span
+        return np.asarray(total * span)
 
 
 def _span_of(op: Op) -> tuple[str, int, bool]:
