@@ -37,7 +37,7 @@ OUTSIDE_TOOLS: Final = {
 
 # Compiled modules, each after those that it calls.
 _COMPILED: Final = (
-    "products", "sums", "systolic", "mapper", "fused_tables", "totals", "groups", "attention", "passes",
+    "products", "sums", "systolic", "mapper", "groups", "attention", "passes",
 )  # fmt: skip
 
 

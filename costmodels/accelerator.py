@@ -226,6 +226,8 @@ class AcceleratorEvaluator:
             live = np.maximum(live, work.gemms[LIVE_BYTES])
             tiles = np.maximum(tiles, work.gemms[TILE_BYTES])
             limits += _group_limits(work, chip)
+            if phase.fused is not None:
+                limits += _illegal_groups(phase.fused)
             if ledger is not None:
                 labels = tables.gemms[phase.name].labels
                 vector_labels = [(c, class_of(kind)) for c, kind in tables.vectors[phase.name].labels]
@@ -338,6 +340,14 @@ def _group_limits(work: _Work, chip: Chip) -> list[Limit]:
     text = "the fused {label} needs {{needed}} of on-chip memory of {{available}}"
     pairs = zip(work.groups.labels, work.groups.held_bytes, strict=True)
     return [Limit("sram_bytes", held, chip.sram_bytes, text.format(label=label)) for label, held in pairs]
+
+
+def _illegal_groups(asked: AskedPhase) -> list[Limit]:
+    """Return the laws that forms break together which are legal apart."""
+    return [
+        Limit("n_illegal_groups", (asked.mask[:, c] == mask).astype(np.float64), np.zeros(len(asked.mask)), why)
+        for (c, mask), why in asked.tables.illegal.items()
+    ]
 
 
 def memory_limit(needed: np.ndarray, available: float, name: str) -> Limit:

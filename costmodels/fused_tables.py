@@ -21,6 +21,7 @@ import numpy as np
 from costmodels.fusion import FORM_NAMES, GIVEN, N_MASKS, Edge, Partitioner, form_edges, given_attention
 from costmodels.tables import block_columns, class_of
 from costmodels.vector_costs import VECTOR_COSTS
+from dse.errors import UserError
 from dse.model import Dim, Graph, Model, OpKind
 
 _ELEMENTWISE: Final = frozenset({OpKind.ACTIVATION, OpKind.MULTIPLY, OpKind.ADD})
@@ -107,6 +108,7 @@ class FusedTables:
         attention_of_product, attention_of_vector: attention of each, -1 outside.
         members: operators of the row groups of a component under a mask.
         attention_members: operators of each attention.
+        illegal: why a component cannot fuse the forms of a mask together; it then has no groups under it.
     """
 
     components: tuple[str, ...]
@@ -122,6 +124,7 @@ class FusedTables:
     attention_of_vector: np.ndarray
     members: Mapping[tuple[int, int], Sequence[tuple[int, ...]]]
     attention_members: Sequence[tuple[int, ...]]
+    illegal: Mapping[tuple[int, int], str]
 
     def skipped(self, mask: np.ndarray, attention: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which products and which vector operators run inside groups, shapes (n, j) and (n, v).
@@ -191,24 +194,21 @@ class _Writer:
 
     def tables(self) -> FusedTables:
         forms = form_edges(self.parts, self.phase, self.given)
-        masks = range(N_MASKS if forms[GIVEN] else GIVEN)
         groups: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        illegal: dict[tuple[int, int], str] = {}
         fused_p = np.zeros((N_MASKS, len(self.product)), dtype=np.uint8)
         fused_v = np.zeros((N_MASKS, len(self.vector)), dtype=np.uint8)
-        by_mask: list[list[tuple[int, ...]]] = [[] for _ in range(N_MASKS)]
-        for mask in masks:
-            edges: set[Edge] = set().union(*(found for bit, found in forms.items() if mask & bit))
-            names = " with ".join(name for bit, name in FORM_NAMES.items() if mask & bit)
-            by_mask[mask] = self.parts.groups(edges, f"fusion of {names} in {self.phase}")
-            for group in by_mask[mask]:
-                fused_p[mask, [self.product[i] for i in group if i in self.product]] = 1
-                fused_v[mask, [self.vector[i] for i in group if i in self.vector]] = 1
-        if not forms[GIVEN]:  # given groups that have no edge here change nothing
-            fused_p[GIVEN:], fused_v[GIVEN:] = fused_p[:GIVEN], fused_v[:GIVEN]
-            by_mask[GIVEN:] = by_mask[:GIVEN]
-        for mask, found in enumerate(by_mask):
-            for c, component in enumerate(self.components):
-                groups[c, mask] = [g for g in found if self.ops[g[0]].component == component]
+        for c, component in enumerate(self.components):
+            for mask in range(N_MASKS):
+                try:
+                    groups[c, mask] = self._groups(component, mask, forms)
+                except UserError as error:
+                    if mask == GIVEN:  # checked when the problem is prepared
+                        raise
+                    groups[c, mask], illegal[c, mask] = [], error.message
+                for group in groups[c, mask]:
+                    fused_p[mask, [self.product[i] for i in group if i in self.product]] = 1
+                    fused_v[mask, [self.vector[i] for i in group if i in self.vector]] = 1
         rows = self.row_groups(groups, forms)
         attentions, of_attention = self.attentions()
         column = {c: i for i, c in enumerate(self.components)}
@@ -223,12 +223,19 @@ class _Writer:
             of_product=np.array([column[self.ops[i].component] for i in self.product], dtype=np.intp),
             of_vector=np.array([column[self.ops[i].component] for i in self.vector], dtype=np.intp),
             members=groups,
+            illegal=illegal,
             attention_members=[
                 tuple(op for op, of in of_attention.items() if of == x) for x in range(len(attentions.score))
             ],
             attention_of_product=np.array([of_attention.get(i, -1) for i in self.product], dtype=np.intp),
             attention_of_vector=np.array([of_attention.get(i, -1) for i in self.vector], dtype=np.intp),
         )
+
+    def _groups(self, component: str, mask: int, forms: Mapping[int, set[Edge]]) -> list[tuple[int, ...]]:
+        edges: set[Edge] = set().union(*(found for bit, found in forms.items() if mask & bit))
+        names = " with ".join(name for bit, name in FORM_NAMES.items() if mask & bit)
+        inside = {(p, c) for p, c in edges if self.ops[c].component == component}
+        return self.parts.groups(inside, f"fusion of {names} in {self.phase}")
 
     def _label(self, component: str, name: str) -> int:
         return self.labels.setdefault(f"{component} {name} in {self.phase}", len(self.labels))
