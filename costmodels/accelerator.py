@@ -35,11 +35,11 @@ from costmodels.schedule import Schedule
 from costmodels.tables import Gemms, class_of
 from costmodels.totals import (
     ACTIVATION_BYTES,
+    ELEMENT_CYCLES,
     GROUP_VECTOR_OPS,
     KV_BYTES,
     LIVE_BYTES,
     MACS,
-    SCALED_MACS,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
@@ -114,7 +114,7 @@ def product_events(sums: np.ndarray) -> Events:
     """Return the events of matrix products, from totals (11, n) or planes (21, n, j), without vector work."""
     return Events(
         macs=sums[MACS],
-        scaled_macs=sums[SCALED_MACS],
+        element_cycles=sums[ELEMENT_CYCLES],
         vector_ops=np.zeros_like(sums[MACS]),
         sram_read_bits=sums[SRAM_READ_BITS],
         sram_write_bits=sums[SRAM_WRITE_BITS],

@@ -39,7 +39,7 @@ from numba import njit
 
 from costmodels.fused_tables import Attentions
 from costmodels.groups import GroupRan, drained, enter, loaded, times
-from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, HELD, WIDE, Bound, K, M, N, Products, ceil
+from costmodels.products import A_BITS, B_BYTES, COUNT, HELD, WIDE, Bound, K, M, N, Products, ceil
 from costmodels.systolic import (
     ACCUMULATOR_BYTES,
     OUTPUT_STATIONARY,
@@ -47,6 +47,7 @@ from costmodels.systolic import (
     WEIGHT_STATIONARY,
     Chips,
     Pace,
+    element_cycles,
     floor,
     fold_cycles,
     pace,
@@ -315,7 +316,10 @@ def _run_pairs(
     reads += 8.0 * (scores * ACCUMULATOR_BYTES + again * dv * ACCUMULATOR_BYTES + results)
     writes += 8.0 * (scores * PLAIN_BYTES + again * dv * ACCUMULATOR_BYTES + queries + cached)
     macs = scores * (dk + dv)
-    scaled = scores * (dk * sizes[B_BITS, at, js] + dv * sizes[B_BITS, at, jv]) * PLAIN_BYTES / 8.0
+    busy = scores * (
+        dk * element_cycles(c.is_scalable, sizes[A_BITS, at, js], sizes[HELD, at, js], sizes[WIDE, at, js])
+        + dv * element_cycles(c.is_scalable, sizes[A_BITS, at, jv], sizes[HELD, at, jv], sizes[WIDE, at, jv])
+    )
     m = heads * min(tile_q, length)
     exposed = loaded(stays, m, dk, tile_kv, cols, paces[0], PLAIN_BYTES, k_element)
     exposed = min(exposed + drained(stays, m, dv, rows, cols), queries + results + cached)
@@ -324,6 +328,6 @@ def _run_pairs(
     seconds, array_s, outer_s = times(exposed / bandwidth, cycles / freq, ops / (lanes * freq), traffic_s)
     caches, others = (cached, 0.0) if is_cached else (0.0, cached)
     return GroupRan(
-        seconds, 0.0, caches, queries + results + others, macs, scaled, reads, writes,
+        seconds, 0.0, caches, queries + results + others, macs, busy, reads, writes,
         queries + results, held, array_s, outer_s, ops, cycles, queries + cached, results, block, tile_kv,
     )  # fmt: skip

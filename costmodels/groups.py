@@ -42,7 +42,7 @@ from numba import njit
 
 from costmodels.fused_tables import RowGroups
 from costmodels.mapper import MOST_CUTS, cuts
-from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, HELD, WIDE, Bound, K, M, N, Products
+from costmodels.products import A_BITS, B_BYTES, COUNT, HELD, WIDE, Bound, K, M, N, Products
 from costmodels.systolic import (
     ACCUMULATOR_BYTES,
     INPUT_STATIONARY,
@@ -52,16 +52,17 @@ from costmodels.systolic import (
     Chips,
     Pace,
     Tiles,
+    element_cycles,
     pace,
     run_product,
 )
 from costmodels.totals import (
     ACTIVATION_BYTES,
+    ELEMENT_CYCLES,
     GROUP_VECTOR_OPS,
     KV_BYTES,
     LIVE_BYTES,
     MACS,
-    SCALED_MACS,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
@@ -101,7 +102,7 @@ class GroupRan(NamedTuple):
     caches: float
     activations: float
     macs: float
-    scaled: float
+    busy: float
     sram_reads: float
     sram_writes: float
     live_bytes: float
@@ -193,7 +194,7 @@ def enter(
     totals[KV_BYTES, i] += ran.caches
     totals[ACTIVATION_BYTES, i] += ran.activations
     totals[MACS, i] += ran.macs
-    totals[SCALED_MACS, i] += ran.scaled
+    totals[ELEMENT_CYCLES, i] += ran.busy
     totals[SRAM_READ_BITS, i] += ran.sram_reads
     totals[SRAM_WRITE_BITS, i] += ran.sram_writes
     totals[LIVE_BYTES, i] = max(totals[LIVE_BYTES, i], ran.live_bytes)
@@ -382,7 +383,7 @@ def _run_tiles(
     totals: np.ndarray, held_by_label: np.ndarray, planes: np.ndarray,
 ) -> None:  # fmt: skip
     """Enter what a group does whose row tile is chosen; its weights are fetched so many times."""
-    cycles = ops = read = written = macs = scaled = reads = writes = live = load = drain = 0.0
+    cycles = ops = read = written = macs = busy = reads = writes = live = load = drain = 0.0
     is_start = True
     for s in range(n_steps):
         if r_runs[s] <= 0.0:
@@ -409,7 +410,7 @@ def _run_tiles(
             work = count * m * k * n
             cycles += ran.cycles
             macs += work
-            scaled += work * a_bits * sizes[B_BITS, at, j] / 64.0
+            busy += work * element_cycles(scalable, a_bits, sizes[HELD, at, j], sizes[WIDE, at, j])
             # On-chip accesses of the product itself; what it moves differs from what it would alone.
             moved = ran.a_moved + ran.b_moved + ran.o_moved
             reads += ran.sram_read_bits - 4.0 * ran.o_moved + 4.0 * out
@@ -427,7 +428,7 @@ def _run_tiles(
     traffic_s = (weights + read + written - exposed) / bandwidth
     seconds, array_s, outer_s = times(exposed / bandwidth, cycles / freq, ops / (lanes * freq), traffic_s)
     ran_group = GroupRan(
-        seconds, weights, 0.0, read + written, macs, scaled, reads, writes, live, held, array_s, outer_s, ops, cycles,
+        seconds, weights, 0.0, read + written, macs, busy, reads, writes, live, held, array_s, outer_s, ops, cycles,
         read + weights, written, tile, 0.0,
     )  # fmt: skip
     enter(ran_group, i, label, leader, totals, held_by_label, planes)
