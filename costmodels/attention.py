@@ -39,7 +39,7 @@ from numba import njit
 
 from costmodels.fused_tables import Attentions
 from costmodels.groups import GroupRan, drained, enter, loaded, times
-from costmodels.products import A_BITS, B_BYTES, COUNT, HELD, WIDE, Bound, K, M, N, Products, ceil
+from costmodels.products import A_BITS, B_BYTES, COUNT, HELD, WIDE, Bound, K, M, N, Products, ceil, window_parts
 from costmodels.systolic import (
     ACCUMULATOR_BYTES,
     OUTPUT_STATIONARY,
@@ -211,21 +211,23 @@ def run_attentions(
             continue
         length, span = lengths[rows_at[js]], sizes[N, at, js]
         main, rest = split(length, span, is_causal[x], is_chunked[x], is_windowed[x])
+        # Unfused, a window makes a product of its own; here a sequence is one attention.
+        parts = window_parts(length, span) if is_windowed[x] else 1.0
         ran = _run_attention(
-            js, jv, sizes, at, chip, main, rest, length, asked_q, asked_kv, is_latent[x] == 1, is_cached[js]
+            js, jv, sizes, at, chip, main, rest, length, parts, asked_q, asked_kv, is_latent[x] == 1, is_cached[js]
         )
         enter(ran, i, label[x], leader[x], totals, held, planes)
 
 
 @njit(cache=True)
 def _run_attention(
-    js: int, jv: int, sizes: np.ndarray, at: int, c: OneChip, main: Work, rest: Work, length: float,
+    js: int, jv: int, sizes: np.ndarray, at: int, c: OneChip, main: Work, rest: Work, length: float, parts: float,
     asked_q: float, asked_kv: float, is_latent: bool, is_cached: bool,
 ) -> GroupRan:  # fmt: skip
     """Return what one attention does, its blocks of query tiles chosen."""
     count, m, dk, span, dv = (
-        sizes[COUNT, at, js],
-        sizes[M, at, js],
+        sizes[COUNT, at, js] / parts,
+        sizes[M, at, js] * parts,
         sizes[K, at, js],
         sizes[N, at, js],
         sizes[N, at, jv],
@@ -266,7 +268,7 @@ def _run_attention(
             break
         blocks *= 2.0
     return _run_pairs(
-        js, jv, sizes, at, c, main, rest, span, tile_q, tile_kv, heads, length, cached, held, block, is_cached
+        js, jv, sizes, at, c, main, rest, span, tile_q, tile_kv, heads, length, cached, held, block, count, is_cached
     )  # fmt: skip
 
 
@@ -274,10 +276,10 @@ def _run_attention(
 def _run_pairs(
     js: int, jv: int, sizes: np.ndarray, at: int, c: OneChip, main: Work, rest: Work, window: float,
     tile_q: float, tile_kv: float, heads: float, length: float, cached: float, held: float, block: float,
-    is_cached: bool,
+    count: float, is_cached: bool,
 ) -> GroupRan:  # fmt: skip
     """Return what a tiled attention does whose tiles are chosen and which reads ``cached`` bytes of keys and values."""
-    count, dk, dv = sizes[COUNT, at, js], sizes[K, at, js], sizes[N, at, jv]
+    dk, dv = sizes[K, at, js], sizes[N, at, jv]
     rows, cols, cores, stays = c.rows, c.cols, c.cores, c.stays
     paces = (
         pace(rows, cols, stays, c.is_scalable, sizes[A_BITS, at, js], sizes[HELD, at, js], sizes[WIDE, at, js]),

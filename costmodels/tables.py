@@ -167,6 +167,7 @@ class GemmTable:
             share=share,
             act=_act_columns(ops, schema, role),
             cache=_cache_columns(ops, schema, role),
+            windowed=np.array([op.window > 0 for op in ops], dtype=bool),
         )
         self.is_expert = self.products.copies > 1
         of_block = np.bincount(self.products.block[self.is_expert], minlength=int(self.products.block.max()) + 1)

@@ -119,7 +119,7 @@ def products_rate(n: int = 100_000) -> float:
     table = Products(
         kind=zero + LINEAR, block=zero, k=sides(), n=sides(), heads=one[:, None] * [1.0, 0.0, 0.0],
         kv_heads=one[:, None] * [1.0, 0.0, 0.0], rows=np.arange(per_chip), span=zero, copies=one, active=one,
-        weight=np.arange(per_chip), share=one[:, None].copy(), act=zero, cache=zero,
+        weight=np.arange(per_chip), share=one[:, None].copy(), act=zero, cache=zero, windowed=zero > 0,
     )  # fmt: skip
     plain = np.ones((chips, 1))
     bound = Bound(
