@@ -12,6 +12,8 @@ device.py       analytical cost of a model on a device that exists, kernel by ke
 kernels.py      latency of one kernel on a device, in closed form; collectives.py: of collectives between devices
 calibration.py  fits the constants of that form to measured kernels; constants.py: who has which
 analytical.py   the hardware cost model "analytical": one of the two, by the problem's hardware
+simulator.py    the hardware cost model "simulated"; simpass.py: operators of a pass, tilesim.py: tiles of an operator,
+                machine.py: the DRAM port and the units they go through; trace.py: its events for a trace viewer
 outside/        tools of the field, run in their own process, to check single matrix products against
 prior.py        the quality cost model "prior": published tables, with intervals
 """
@@ -25,6 +27,7 @@ from typing import Final
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
     "prior": "costmodels.prior:Prior",
+    "simulated": "costmodels.simulator:Simulated",
 }
 
 OUTSIDE_TOOLS: Final = {
@@ -33,7 +36,7 @@ OUTSIDE_TOOLS: Final = {
 }
 
 # Compiled modules, each after those that it calls.
-_COMPILED: Final = ("products", "sums", "systolic", "mapper", "passes")
+_COMPILED: Final = ("products", "sums", "systolic", "mapper", "passes", "machine", "tilesim", "simpass")
 
 
 def _renew_compiled_code() -> None:
