@@ -20,9 +20,9 @@ of two steps side by side on different cores, vector work beside the array.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -178,7 +178,11 @@ class SimulatedEvaluator(AcceleratorEvaluator):
         """Return latency by what operators spend it on, and energy, memory and area in additive parts."""
         ledger = Ledger(len(batch))
         for run in self.run(batch):
-            for kind, of in (("compute", BUSY), ("waiting for reads", READ_WAIT_S), ("waiting for writes", WRITE_WAIT_S)):
+            for kind, of in (
+                ("compute", BUSY),
+                ("waiting for reads", READ_WAIT_S),
+                ("waiting for writes", WRITE_WAIT_S),
+            ):
                 labels = [(component, run.name, cls, kind) for component, cls in run.ops.labels]
                 ledger.add("latency_s", labels, run.passes * run.results[:, :, 1 + of])
         (latency,) = ledger.breakdowns()
@@ -261,3 +265,9 @@ class Simulated:
                 "cost it with 'analytical', or name an accelerator template",
             )
         return SimulatedEvaluator(problem, hardware, f"simulated:{VERSION}")
+
+    def trace(self, problem: Problem, design: DesignBatch, phase: str, max_events: int) -> Mapping[str, Any]:
+        """Return one simulated pass as a timeline; see :func:`costmodels.trace.trace`."""
+        from costmodels.trace import trace
+
+        return trace(self.evaluator(problem), design, phase, max_events)

@@ -211,7 +211,9 @@ def _spread(trips: np.ndarray, beside: int) -> float:
 
 
 @njit(cache=True)
-def run_tiles(p: Product, a: Array, log: Log, op: int, at: float, t: np.ndarray, kept: np.ndarray, sums: np.ndarray) -> float:
+def run_tiles(
+    p: Product, a: Array, log: Log, op: int, at: float, t: np.ndarray, kept: np.ndarray, sums: np.ndarray
+) -> float:
     """Run products on an idle machine and return the seconds until the last result is written.
 
     Args:
@@ -283,7 +285,11 @@ def run_tiles(p: Product, a: Array, log: Log, op: int, at: float, t: np.ndarray,
         returns = (not is_new_product) and o_changes and nxt[at_k] > 0
 
         # Work.
-        m, n, k = (_extent(p.m, tiles.m, index[at_m]), _extent(p.n, tiles.n, index[at_n]), _extent(p.k, tiles.k, index[at_k]))
+        m, n, k = (
+            _extent(p.m, tiles.m, index[at_m]),
+            _extent(p.n, tiles.n, index[at_n]),
+            _extent(p.k, tiles.k, index[at_k]),
+        )
         folded = _folds(m, n, k, p.pace, a.stays)
         columns = folded[1]
         seconds = ceil(folded[0] * columns / a.cores) * folded[2] / (a.freq_hz * n_slices)
@@ -298,7 +304,11 @@ def run_tiles(p: Product, a: Array, log: Log, op: int, at: float, t: np.ndarray,
         x_load = y_load = x_piece = y_piece = sums_back = 0.0
         next_columns = columns
         if not is_last:
-            m1, n1, k1 = (_extent(p.m, tiles.m, nxt[at_m]), _extent(p.n, tiles.n, nxt[at_n]), _extent(p.k, tiles.k, nxt[at_k]))
+            m1, n1, k1 = (
+                _extent(p.m, tiles.m, nxt[at_m]),
+                _extent(p.n, tiles.n, nxt[at_n]),
+                _extent(p.k, tiles.k, nxt[at_k]),
+            )
             next_columns = _folds(m1, n1, k1, p.pace, a.stays)[1]
             if x_changes and x.spread == 1.0:
                 x_load = _tile(p, x, nxt, at_m, at_n, at_k) * x_bytes
@@ -313,7 +323,7 @@ def run_tiles(p: Product, a: Array, log: Log, op: int, at: float, t: np.ndarray,
         written = 0.0
         if o_changes:
             written = m * n * (PLAIN_BYTES if index[at_k] + 1 == trips[at_k] else ACCUMULATOR_BYTES)
-        writes_first = (y_load > 0.0 and y.is_single)
+        writes_first = y_load > 0.0 and y.is_single
         done = 0
         for turn in range(n_slices + 1):
             for half in range(2):
@@ -325,9 +335,13 @@ def run_tiles(p: Product, a: Array, log: Log, op: int, at: float, t: np.ndarray,
                             ready = t[AT_END + _column_done(done, n_slices, columns)] + skew
                             if is_last:
                                 spare(t, sums, log, op, ready)
-                            t[AT_DONE + done] = move(t, sums, log, op, WRITE, ready, written / n_slices, a.dram_bytes_per_s)
+                            t[AT_DONE + done] = move(
+                                t, sums, log, op, WRITE, ready, written / n_slices, a.dram_bytes_per_s
+                            )
                         if sums_back > 0.0:
-                            t[AT_SUMS + done] = move(t, sums, log, op, READ, t[AT_DONE + done], sums_back / n_slices, a.dram_bytes_per_s)
+                            t[AT_SUMS + done] = move(
+                                t, sums, log, op, READ, t[AT_DONE + done], sums_back / n_slices, a.dram_bytes_per_s
+                            )
                         done += 1
                 elif turn < n_slices:
                     size, ready = x_piece + y_piece, LONG_AGO
