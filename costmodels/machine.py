@@ -20,7 +20,7 @@ from numba import njit
 # Most slices that a tile is moved and worked off in.
 MOST_SLICES: Final = 64
 
-# Times: of the port, of the compute unit, of buffers, then of each slice: operands there, sums there, results written
+# Times: of the port, of the unit, of buffers, then of each slice: operands there, sums there, results written
 # (all of these for the next step), work done (in this step).
 PORT, UNIT, RELEASED, NEXT_X, NEXT_Y, FREE_X, FREE_Y = range(7)
 _SCALARS: Final = 7

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from costmodels.accelerator import METRICS, PASS_ROWS, AcceleratorEvaluator
+from costmodels.accelerator import METRICS, AcceleratorEvaluator
 from costmodels.breakdown import Ledger
 from costmodels.chip import Chip, Events
 from costmodels.machine import BUSY, READ_BYTES, READ_WAIT_S, WRITE_BYTES, WRITE_WAIT_S
@@ -143,11 +143,11 @@ class PhaseRun:
 
     def total(self, of: int) -> np.ndarray:
         """Return a sum over all operators, shape (n,)."""
-        return self.results[:, :, of].sum(axis=1)
+        return np.ascontiguousarray(self.results[:, :, of]).sum(axis=1)
 
     def busy_s(self, products: bool) -> np.ndarray:
         """Return the time that the array, or the vector unit, works in the pass, shape (n,)."""
-        return self.results[:, self.ops.is_product == products, 1 + BUSY].sum(axis=1)
+        return np.where(self.ops.is_product == products, self.results[:, :, 1 + BUSY], 0.0).sum(axis=1)
 
 
 class SimulatedEvaluator(AcceleratorEvaluator):

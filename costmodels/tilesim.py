@@ -47,7 +47,6 @@ from costmodels.machine import (
     LONG_AGO,
     MOST_SLICES,
     N_STEPS,
-    N_SUMS,
     N_TIMES,
     NEXT_X,
     NEXT_Y,
@@ -103,17 +102,17 @@ class Array(NamedTuple):
 
 
 class Product(NamedTuple):
-    """``count`` products of one size, their mapping, and what is on chip when they start.
+    """``number`` products of one size, their mapping, and what is on chip when they start.
 
     Attributes:
-        count, m, k, n: a whole number of products, and their size.
+        number, m, k, n: a whole number of products, and their size.
         a_bytes, b_bytes: of an element.
         pace: how they meet the array.
         tiles: no larger than the product.
         a_ahead, b_ahead: bytes of the first tiles that were loaded before.
     """
 
-    count: int
+    number: int
     m: float
     k: float
     n: float
@@ -198,7 +197,7 @@ def _coming(
         if after[loop] < trips[loop]:
             return _tile(p, side, after, at_m, at_n, at_k)
         after[loop] = 0
-    return _tile(p, side, after, at_m, at_n, at_k) if product + 1 < p.count else 0.0
+    return _tile(p, side, after, at_m, at_n, at_k) if product + 1 < p.number else 0.0
 
 
 @njit(cache=True)
@@ -237,9 +236,9 @@ def run_tiles(
         tiles.m, tiles.n, tiles.k, p.a_bytes, p.b_bytes, float(trips[at_m]), float(trips[at_n]), float(trips[at_k])
     )
     a_single, b_single = trips[at_m] * trips[at_k] == 1, trips[at_n] * trips[at_k] == 1
-    if p.count > 1 and b_single and tiles.n * tiles.k * p.b_bytes <= room:
+    if p.number > 1 and b_single and tiles.n * tiles.k * p.b_bytes <= room:
         b_single, room = False, room - tiles.n * tiles.k * p.b_bytes
-    if p.count > 1 and a_single and tiles.m * tiles.k * p.a_bytes <= room:
+    if p.number > 1 and a_single and tiles.m * tiles.k * p.a_bytes <= room:
         a_single = False
     side_a = Side(at_m, at_k, 1.0 if a_single else _spread(trips, at_n), a_single)
     side_b = Side(at_k, at_n, 1.0 if b_single else _spread(trips, at_m), b_single)
@@ -265,7 +264,7 @@ def run_tiles(
             arrived = move(t, sums, log, op, READ, at, x_part + y_part - x_here - y_here, a.dram_bytes_per_s)
         t[AT_X + j], t[AT_Y + j] = arrived + preload, arrived
 
-    product, x_step, y_step = 0, 0.0, 0.0
+    product = 0
     can_skip = log.moved_bytes.shape[1] == 0
     while True:
         # What follows.
@@ -278,7 +277,7 @@ def run_tiles(
             nxt[loop] = 0
             loop -= 1
         is_new_product = loop < 0
-        is_last = is_new_product and product + 1 == p.count
+        is_last = is_new_product and product + 1 == p.number
         x_changes = is_new_product or nxt[x.at_1] != index[x.at_1] or nxt[x.at_2] != index[x.at_2]
         y_changes = is_new_product or nxt[y.at_1] != index[y.at_1] or nxt[y.at_2] != index[y.at_2]
         o_changes = is_new_product or nxt[at_m] != index[at_m] or nxt[at_n] != index[at_n]
@@ -380,7 +379,7 @@ def run_tiles(
 
         # On, past what repeats; every loop inside ``loop`` has come to its end.
         if can_skip:
-            length, now = (p.count, product) if loop < 0 else (trips[loop], index[loop])
+            length, now = (p.number, product) if loop < 0 else (trips[loop], index[loop])
             if length >= _WORTH_SKIPPING:
                 before = kept[loop + 1]
                 if now >= 2 and now < length - 3 and is_periodic(t, before, n_slices):
