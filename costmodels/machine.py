@@ -28,8 +28,8 @@ AT_X, AT_Y, AT_SUMS, AT_DONE, AT_END = (_SCALARS + i * MOST_SLICES for i in rang
 N_TIMES: Final = _SCALARS + 5 * MOST_SLICES
 LONG_AGO: Final = -1e300
 
-# Sums: compute time; bytes read and written; what the unit waited for; time of the port behind the last read that nobody
-# wanted; bytes, among those read, that came while the operator before had time to spare; steps.
+# Sums: compute time; bytes read and written; what the unit waited for; spare time of the port behind the last read;
+# bytes, among those read, that came while the operator before had time to spare; steps.
 BUSY, READ_BYTES, WRITE_BYTES, READ_WAIT_S, WRITE_WAIT_S, SPARE_S, AHEAD_BYTES, N_STEPS = range(8)
 N_SUMS: Final = 8
 
