@@ -12,8 +12,9 @@ device.py       analytical cost of a model on a device that exists, kernel by ke
 kernels.py      latency of one kernel on a device, in closed form; collectives.py: of collectives between devices
 calibration.py  fits the constants of that form to measured kernels; constants.py: who has which
 analytical.py   the hardware cost model "analytical": one of the two, by the problem's hardware
-simulator.py    the hardware cost model "simulated"; simpass.py: operators of a pass, tilesim.py: tiles of an operator,
-                machine.py: the DRAM port and the units they go through; trace.py: its events for a trace viewer
+simulator.py    the hardware cost model "simulated": an accelerator tile by tile; trace.py: its timeline
+simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams.py: vector work; machine.py: the DRAM
+                port and the units that they go through
 outside/        tools of the field, run in their own process, to check single matrix products against
 prior.py        the quality cost model "prior": published tables, with intervals
 """
@@ -36,7 +37,7 @@ OUTSIDE_TOOLS: Final = {
 }
 
 # Compiled modules, each after those that it calls.
-_COMPILED: Final = ("products", "sums", "systolic", "mapper", "passes", "machine", "tilesim", "simpass")
+_COMPILED: Final = ("products", "sums", "systolic", "mapper", "passes", "machine", "tilesim", "streams", "simpass")
 
 
 def _renew_compiled_code() -> None:

@@ -22,8 +22,8 @@ MOST_SLICES: Final = 64
 
 # Times: of the port, of the unit, of buffers, then of each slice: operands there, sums there, results written
 # (all of these for the next step), work done (in this step).
-PORT, UNIT, RELEASED, NEXT_X, NEXT_Y, FREE_X, FREE_Y = range(7)
-_SCALARS: Final = 7
+PORT, UNIT, RELEASED, NEXT_X, NEXT_Y, FREE_X, FREE_Y, FREE_O = range(8)
+_SCALARS: Final = 8
 AT_X, AT_Y, AT_SUMS, AT_DONE, AT_END = (_SCALARS + i * MOST_SLICES for i in range(5))
 N_TIMES: Final = _SCALARS + 5 * MOST_SLICES
 LONG_AGO: Final = -1e300

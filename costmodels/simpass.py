@@ -20,8 +20,9 @@ from numba import njit
 from costmodels.machine import N_SUMS, N_TIMES, PORT, SPARE_S, UNIT, WRITE, WRITE_WAIT_S, Log, move, restart
 from costmodels.mapper import MOST_CUTS, best_tiles
 from costmodels.products import A_BITS, B_BYTES, COUNT, HELD, WIDE, K, M, N
+from costmodels.streams import run_chunks
 from costmodels.systolic import ACCUMULATOR_BYTES, PLAIN_BYTES, Chips, Pace, Tiles, pace
-from costmodels.tilesim import N_LEVELS, Array, Product, run_chunks, run_tiles
+from costmodels.tilesim import N_LEVELS, Array, Product, run_tiles
 
 PRODUCT, VECTOR_WORK, APPEND = range(3)
 

@@ -1,4 +1,4 @@
-"""Matrix products and vector work, tile by tile, on the machine of :mod:`costmodels.machine`; compiled.
+"""Matrix products, tile by tile, on the machine of :mod:`costmodels.machine`; compiled.
 
 Product. A step is a visit to one tile of the mapping, in its loop order. Of the two operands, X is the one that is cut
 by the columns of the array (B; in an input-stationary array A), Y the other. Tiles move and are worked off in equal
@@ -16,12 +16,11 @@ j - 1 has finished, then partial sums for the place that these leave. Buffers:
 
     operand of several tiles    two: what is loaded replaces the tile before the one in use
     operand of one tile         one, whose slices are replaced as they are used up; two, where memory has room
-    output                      one at accumulator width: a slice waits until the results in its place are written
+    output                      one at accumulator width, two where memory has room: a slice waits until the results in
+                                its place are written; with two, sums come back beside operands
 
 A tile that is used in L steps on end is loaded meanwhile, a part in each. Several products of one size follow each
 other as steps do.
-
-Vector work. Chunks of an eighth of on-chip memory or less, at least eight of them; two buffers in, two out.
 
 Steps that repeat are found by comparing all times with those one, one row, one plane, one product of tiles before: once
 they are all later by the same amount, so is everything that follows, up to the edge tiles, which are walked again.
@@ -42,6 +41,7 @@ from costmodels.machine import (
     AT_SUMS,
     AT_X,
     AT_Y,
+    FREE_O,
     FREE_X,
     FREE_Y,
     LONG_AGO,
@@ -55,7 +55,6 @@ from costmodels.machine import (
     READ_BYTES,
     RELEASED,
     UNIT,
-    VECTOR,
     WRITE,
     WRITE_WAIT_S,
     Log,
@@ -82,11 +81,8 @@ from costmodels.systolic import (
 SLICES_OF_A_PRODUCT: Final = 2048.0
 LEAST_SLICES: Final = 4.0
 
-LEAST_CHUNKS: Final = 8.0
-CHUNKS_IN_MEMORY: Final = 8.0
-
 N_LEVELS: Final = 4  # product, then the three tile loops from the outside
-_WORTH_SKIPPING: Final = 6
+WORTH_SKIPPING: Final = 6
 
 
 class Array(NamedTuple):
@@ -231,7 +227,7 @@ def run_tiles(
     folded = _folds(tiles.m, tiles.n, tiles.k, p.pace, a.stays)
     n_slices = _slices(folded[0] * folded[1], a.cores, float(trips[0] * trips[1] * trips[2]))
 
-    # Memory that the tiles leave lets operands of one tile, of several products, have a second buffer.
+    # Memory that the tiles leave gives second buffers.
     room = a.sram_bytes - held_bytes(
         tiles.m, tiles.n, tiles.k, p.a_bytes, p.b_bytes, float(trips[at_m]), float(trips[at_n]), float(trips[at_k])
     )
@@ -239,7 +235,8 @@ def run_tiles(
     if p.number > 1 and b_single and tiles.n * tiles.k * p.b_bytes <= room:
         b_single, room = False, room - tiles.n * tiles.k * p.b_bytes
     if p.number > 1 and a_single and tiles.m * tiles.k * p.a_bytes <= room:
-        a_single = False
+        a_single, room = False, room - tiles.m * tiles.k * p.a_bytes
+    has_two_outputs = tiles.m * tiles.n * ACCUMULATOR_BYTES <= room
     side_a = Side(at_m, at_k, 1.0 if a_single else _spread(trips, at_n), a_single)
     side_b = Side(at_k, at_n, 1.0 if b_single else _spread(trips, at_m), b_single)
     x, y = (side_a, side_b) if is_is else (side_b, side_a)
@@ -264,11 +261,10 @@ def run_tiles(
             arrived = move(t, sums, log, op, READ, at, x_part + y_part - x_here - y_here, a.dram_bytes_per_s)
         t[AT_X + j], t[AT_Y + j] = arrived + preload, arrived
 
-    product = 0
-    can_skip = log.moved_bytes.shape[1] == 0
+    can_skip, product = log.moved_bytes.shape[1] == 0, 0
     while True:
         # What follows.
-        loop, is_last = 2, False
+        loop = 2
         nxt[0], nxt[1], nxt[2] = index[0], index[1], index[2]
         while loop >= 0:
             nxt[loop] += 1
@@ -337,7 +333,7 @@ def run_tiles(
                             t[AT_DONE + done] = move(
                                 t, sums, log, op, WRITE, ready, written / n_slices, a.dram_bytes_per_s
                             )
-                        if sums_back > 0.0:
+                        if sums_back > 0.0 and not has_two_outputs:
                             t[AT_SUMS + done] = move(
                                 t, sums, log, op, READ, t[AT_DONE + done], sums_back / n_slices, a.dram_bytes_per_s
                             )
@@ -355,8 +351,12 @@ def run_tiles(
                     if part > 0.0:
                         size += part
                         ready = max(ready, ended if y.is_single else t[RELEASED])
+                    if has_two_outputs:  # its place was written out in an earlier step, before this in the port's order
+                        size += sums_back / n_slices
                     if size > 0.0:
                         arrived = move(t, sums, log, op, READ, ready, size, a.dram_bytes_per_s)
+                        if has_two_outputs and sums_back > 0.0:
+                            t[AT_SUMS + turn] = arrived
                         if x_load > 0.0:
                             t[AT_X + turn] = arrived + preload
                         if part > 0.0:
@@ -368,6 +368,11 @@ def run_tiles(
         if is_last:
             break
         t[RELEASED] = ended
+        if has_two_outputs and o_changes:
+            written_at = t[AT_DONE + n_slices - 1]
+            for j in range(n_slices):
+                t[AT_DONE + j] = t[FREE_O]
+            t[FREE_O] = written_at
         if x_changes and x.spread > 1.0:
             for j in range(n_slices):
                 t[AT_X + j] = t[NEXT_X] + preload
@@ -380,7 +385,7 @@ def run_tiles(
         # On, past what repeats; every loop inside ``loop`` has come to its end.
         if can_skip:
             length, now = (p.number, product) if loop < 0 else (trips[loop], index[loop])
-            if length >= _WORTH_SKIPPING:
+            if length >= WORTH_SKIPPING:
                 before = kept[loop + 1]
                 if now >= 2 and now < length - 3 and is_periodic(t, before, n_slices):
                     times = length - 3 - now
@@ -397,70 +402,3 @@ def run_tiles(
         index[0], index[1], index[2] = nxt[0], nxt[1], nxt[2]
     sums[WRITE_WAIT_S] += t[PORT] - t[UNIT]
     return t[PORT] - at
-
-
-@njit(cache=True)
-def run_chunks(
-    seconds: float, read_bytes: float, write_bytes: float, elements: float, lanes: float, a: Array,
-    log: Log, op: int, at: float, t: np.ndarray, kept: np.ndarray, sums: np.ndarray,
-) -> float:  # fmt: skip
-    """Run vector work on an idle machine and return the seconds until its last result is written.
-
-    Args:
-        seconds: time in the lanes, all of it.
-        read_bytes, write_bytes: what it moves.
-        elements, lanes: elements that it writes, and how many at a time.
-        a: whose memory it runs on.
-        log, op, at, t, kept, sums: as for :func:`run_tiles`.
-    """
-    n = max(
-        ceil((read_bytes + write_bytes) / (a.sram_bytes / CHUNKS_IN_MEMORY)), min(LEAST_CHUNKS, ceil(elements / lanes))
-    )
-    chunks, bandwidth, before = int(n), a.dram_bytes_per_s, kept[0]
-    restart(t, at)
-    t[AT_X] = move(t, sums, log, op, READ, at, read_bytes / n, bandwidth)
-    i = 0
-    while i < chunks:
-        # AT_DONE and its neighbour: when the results of the last chunk, and of the one before it, are written.
-        ended = work(t, sums, log, op, VECTOR, t[AT_X], t[AT_DONE + 1], seconds / n)
-        sums[N_STEPS] += 1.0
-        if i + 1 < chunks:
-            t[AT_X] = move(t, sums, log, op, READ, t[RELEASED], read_bytes / n, bandwidth)
-        else:
-            spare(t, sums, log, op, ended)
-        t[AT_DONE + 1] = t[AT_DONE]
-        t[AT_DONE] = move(t, sums, log, op, WRITE, ended, write_bytes / n, bandwidth)
-        t[RELEASED] = ended
-        if log.moved_bytes.shape[1] == 0 and chunks >= _WORTH_SKIPPING:
-            if 2 <= i < chunks - 3 and is_periodic(t, before, 2):
-                skip(t, sums, before[:N_TIMES], before[N_TIMES:], float(chunks - 3 - i))
-                i = chunks - 3
-            elif i >= 1:
-                before[:N_TIMES] = t
-                before[N_TIMES:] = sums
-        i += 1
-    sums[WRITE_WAIT_S] += t[PORT] - t[UNIT]
-    return t[PORT] - at
-
-
-@njit(cache=True)
-def run_serial(
-    m: float, n: float, k: float, rows: float, cols: float, stays: int, t: np.ndarray, sums: np.ndarray, log: Log
-) -> float:
-    """Return the cycles of a product fold by fold, each filled, streamed and drained before the next one starts.
-
-    This is how SCALE-Sim counts; as there, DRAM never makes a fold wait, and the number of the last cycle is reported,
-    counted from 0.
-    """
-    whole = Pace(rows, cols, 1.0, 1.0, 0.0)
-    if stays != OUTPUT_STATIONARY:
-        whole = Pace(1.0, cols, rows, 1.0, 0.0) if stays != INPUT_STATIONARY else Pace(cols, 1.0, rows, 1.0, 0.0)
-    along, across, streamed = _folds(m, n, k, whole, stays)
-    restart(t, 0.0)
-    for _ in range(int(across)):
-        for _ in range(int(along)):
-            loaded = t[UNIT] if stays == OUTPUT_STATIONARY else work(t, sums, log, 0, ARRAY, t[UNIT], t[UNIT], rows)
-            through = work(t, sums, log, 0, ARRAY, loaded, loaded, streamed)
-            work(t, sums, log, 0, ARRAY, through, through, rows + cols - 2.0)
-            sums[N_STEPS] += 1.0
-    return t[UNIT] - 1.0

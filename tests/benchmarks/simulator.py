@@ -15,7 +15,7 @@ from costmodels.machine import N_SUMS, N_TIMES, no_log
 from costmodels.passes import SECONDS
 from costmodels.scalesim import STAYS
 from costmodels.simulator import Simulated
-from costmodels.tilesim import run_serial
+from costmodels.streams import run_serial
 from dse import catalogue
 from dse.designs import DesignBatch
 from dse.space import BoundSpace

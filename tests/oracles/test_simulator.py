@@ -15,14 +15,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodels.machine import (
-    BEGIN, BUSY, END, N_COLUMNS, N_SUMS, N_TIMES, READ_BYTES, READ_WAIT_S, RESOURCE, SPARE, WRITE_BYTES, WRITE_WAIT_S,
-    Log, no_log,
+    BEGIN,
+    BUSY,
+    END,
+    N_COLUMNS,
+    N_SUMS,
+    N_TIMES,
+    READ_BYTES,
+    READ_WAIT_S,
+    RESOURCE,
+    SPARE,
+    WRITE_BYTES,
+    WRITE_WAIT_S,
+    Log,
+    no_log,
 )  # fmt: skip
 from costmodels.scalesim import STAYS
 from costmodels.simpass import SECONDS
 from costmodels.simulator import Simulated
+from costmodels.streams import run_serial
 from costmodels.systolic import OUTPUT_STATIONARY, Tiles, pace, run_product
-from costmodels.tilesim import N_LEVELS, Array, Product, run_serial, run_tiles
+from costmodels.tilesim import N_LEVELS, Array, Product, run_tiles
 from dse import Choice, Space, Study, catalogue
 from dse.cli.main import run as dse
 from dse.errors import UserError
@@ -52,22 +65,27 @@ def full_log(most=200_000):
     return Log(np.empty((most, N_COLUMNS)), np.zeros(1, np.int64), np.zeros((2, 8)), np.ones(1))
 
 
-# One row of A (10 bytes) and four columns of B (10 bytes each), one element of the array, one byte per second: the first
-# load takes 20 s, each further column 10 s, each result (2 bytes) 2 s. The one output register is free once its result
-# is written. At 1 cycle per second a column takes 10 s:
+# One row of A (10 bytes) and four columns of B (10 bytes each), one element of the array, one byte per second: the
+# first load takes 20 s, each further column 10 s, each result (2 bytes) 2 s. Memory for A, two columns and one sum is
+# 34 bytes; the output's place is then free once its result is written. At 1 cycle per second a column takes 10 s:
 #   port      A, B0 0-20 | B1 20-30 | W0 30-32 | B2 32-42 | W1 42-44 | B3 44-54 | W2 54-56 | W3 66-68
 #   array               B0 20-30      B1 32-42              B2 44-54              B3 56-66
 # At a tenth, 100 s: B0 20-120, W0 120-122, B1 122-222, W1 222-224, ... W3 426-428.
 # At ten times, 1 s: B0 20-21; B1 20-30, W0 30-32, work 32-33; B2 32-42, W1 42-44, work 44-45; B3 44-54, W2 54-56,
 # work 56-57, W3 57-59.
-@pytest.mark.parametrize(("freq", "seconds", "reads"), [(1.0, 68, 20), (0.1, 428, 20), (10.0, 59, 20)])
-def test_four_columns_by_hand(freq, seconds, reads):
-    found, sums = simulate(1, 10, 4, tiles=(1, 1, 10), order="mnk", freq=freq)
+# With 38 bytes there are two outputs:
+#   port      A, B0 0-20 | B1 20-30 | W0 30-32 | B2 32-42 | W1 42-44 | B3 44-54 | W2 54-56 | W3 64-66
+#   array               B0 20-30  B1 30-40         B2 42-52              B3 54-64
+@pytest.mark.parametrize(
+    ("freq", "sram", "seconds"), [(1.0, 34, 68), (0.1, 34, 428), (10.0, 34, 59), (1.0, 38, 66), (0.1, 38, 422)]
+)
+def test_four_columns_by_hand(freq, sram, seconds):
+    found, sums = simulate(1, 10, 4, tiles=(1, 1, 10), order="mnk", freq=freq, sram=sram)
     assert found == pytest.approx(seconds, rel=1e-12)
     assert sums[BUSY] == pytest.approx(40 / freq)
     assert sums[READ_WAIT_S] + sums[WRITE_WAIT_S] == pytest.approx(seconds - 40 / freq)
     assert (sums[READ_BYTES], sums[WRITE_BYTES]) == (50, 8)
-    assert sums[READ_WAIT_S] >= reads
+    assert sums[READ_WAIT_S] >= 20
 
 
 def test_one_buffer_by_hand():
@@ -76,7 +94,8 @@ def test_one_buffer_by_hand():
     # The write comes first, since what is loaded has to wait anyway.
     tight, _ = simulate(1, 10, 1, tiles=(1, 1, 10), count=2, sram=24)
     assert tight == 64
-    # With room for a second pair they are loaded during the work: 0-20 | 20-40 | work 20-30, write 40-42, work 42-52, 54.
+    # With room for a second pair they are loaded during the work: load 0-20, 20-40, work 20-30, write 40-42, work
+    # 42-52, write 52-54.
     roomy, _ = simulate(1, 10, 1, tiles=(1, 1, 10), count=2, sram=44)
     assert roomy == 54
 
@@ -246,7 +265,7 @@ def test_a_trace_that_is_cut_says_so():
 
 
 def test_what_cannot_be_traced_is_refused():
-    with pytest.raises(UserError, match="no phase of this request 'training'|training"):
+    with pytest.raises(UserError, match="training"):
         traced("training")
     space = small_space()
     batch = space.decode(space.sample(60, np.random.default_rng(0)))
