@@ -136,11 +136,6 @@ class Side(NamedTuple):
 
 
 @njit(cache=True)
-def _extent(size: float, tile: float, at: int) -> float:
-    return min(tile, size - at * tile)
-
-
-@njit(cache=True)
 def _slices(folds: float, cores: float, steps: float) -> int:
     wanted = min(max(floor(SLICES_OF_A_PRODUCT / steps), LEAST_SLICES), float(MOST_SLICES))
     return int(max(1.0, min(wanted, ceil(folds / cores))))
@@ -175,7 +170,7 @@ def _tile(p: Product, side: Side, index: np.ndarray, at_m: int, at_n: int, at_k:
     elements = 1.0
     for size, tile, at in ((p.m, p.tiles.m, at_m), (p.n, p.tiles.n, at_n), (p.k, p.tiles.k, at_k)):
         if at == side.at_1 or at == side.at_2:
-            elements *= _extent(size, tile, index[at])
+            elements *= min(tile, size - index[at] * tile)
     return elements
 
 
@@ -281,9 +276,9 @@ def run_tiles(
 
         # Work.
         m, n, k = (
-            _extent(p.m, tiles.m, index[at_m]),
-            _extent(p.n, tiles.n, index[at_n]),
-            _extent(p.k, tiles.k, index[at_k]),
+            min(tiles.m, p.m - index[at_m] * tiles.m),
+            min(tiles.n, p.n - index[at_n] * tiles.n),
+            min(tiles.k, p.k - index[at_k] * tiles.k),
         )
         folded = _folds(m, n, k, p.pace, a.stays)
         columns = folded[1]
@@ -300,9 +295,9 @@ def run_tiles(
         next_columns = columns
         if not is_last:
             m1, n1, k1 = (
-                _extent(p.m, tiles.m, nxt[at_m]),
-                _extent(p.n, tiles.n, nxt[at_n]),
-                _extent(p.k, tiles.k, nxt[at_k]),
+                min(tiles.m, p.m - nxt[at_m] * tiles.m),
+                min(tiles.n, p.n - nxt[at_n] * tiles.n),
+                min(tiles.k, p.k - nxt[at_k] * tiles.k),
             )
             next_columns = _folds(m1, n1, k1, p.pace, a.stays)[1]
             if x_changes and x.spread == 1.0:
