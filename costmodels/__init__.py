@@ -15,6 +15,9 @@ device.py       analytical cost of a model on a device that exists, kernel by ke
 kernels.py      latency of one kernel on a device, in closed form; collectives.py: of collectives between devices
 calibration.py  fits the constants of that form to measured kernels; constants.py: who has which
 analytical.py   the hardware cost model "analytical": one of the two, by the problem's hardware
+simulator.py    the hardware cost model "simulated": an accelerator tile by tile; trace.py: its timeline
+simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams.py: vector work; machine.py: the DRAM
+                port and the units that they go through
 outside/        tools of the field, run in their own process, to check single matrix products against
 prior.py        the quality cost model "prior": published tables, with intervals
 """
@@ -28,6 +31,7 @@ from typing import Final
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
     "prior": "costmodels.prior:Prior",
+    "simulated": "costmodels.simulator:Simulated",
 }
 
 OUTSIDE_TOOLS: Final = {
@@ -38,6 +42,7 @@ OUTSIDE_TOOLS: Final = {
 # Compiled modules, each after those that it calls.
 _COMPILED: Final = (
     "products", "sums", "systolic", "mapper", "groups", "attention", "passes",
+    "machine", "tilesim", "streams", "simpass",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "evaluate": "dse.cli.looking",
     "export": "dse.cli.looking",
     "crosscheck": "dse.cli.crosscheck",
+    "trace": "dse.cli.tracing",
     "dashboard": "dse.cli.looking",
     "models": "dse.cli.catalogs",
     "model": "dse.cli.catalogs",

@@ -28,7 +28,7 @@ from dse.pareto import first_front
 from dse.problem import Problem
 from dse.space import BoundSpace
 from dse.testing.samples import small_model
-from tests.benchmarks import devices
+from tests.benchmarks import devices, simulator
 from tests.oracles.test_zigzag import summary as zigzag
 
 REPEATS = 5
@@ -228,6 +228,8 @@ def main() -> None:
     print(devices.accuracy())
     print("\nOne layer of GPT-3 175B on four A100, batch 8, 2,048 tokens; decode at position 1,025\n")
     print(devices.gpt3_layer())
+    print("\nSimulator\n")
+    print(simulator.report(llava_space(**FIXED_TILES)))
     agreement = zigzag()
     print(f"\n{'analytical against ZigZag 3.9.1, tpu_like, 25 products':58}")
     for name, value in agreement.items():
