@@ -35,9 +35,9 @@ study = Study(
 KILLS = 6
 
 TABLES = {
-    "design": "SELECT number, batch, hash, codes, mark, parents FROM design ORDER BY number",
+    "design": "SELECT number, hash, codes, mark, parents FROM design ORDER BY number",
     "evaluation": "SELECT number, status, excess_ratio, metrics, reason FROM evaluation ORDER BY number, evaluator_id",
-    "batch": "SELECT number, proposer, n_asked, n_proposed, n_designs, is_done FROM batch ORDER BY number",
+    "batch": "SELECT number, proposer, n_asked, n_proposed, first, n_designs, is_done FROM batch ORDER BY number",
     "study": "SELECT state, stop_reason, target, reference FROM study",
 }
 

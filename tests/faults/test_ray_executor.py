@@ -15,6 +15,7 @@ import pytest
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
 
+from dse.coordinator import build_evaluation
 from dse.errors import UserError
 from dse.evaluation import Evaluation
 from dse.execute.local import LocalExecutor
@@ -22,7 +23,6 @@ from dse.execute.on_ray import RayExecutor
 from dse.metrics import MetricBatch
 from dse.params import Choice
 from dse.space import Space
-from dse.study import build_evaluation
 from dse.testing.conformance import check_executor
 from dse.testing.samples import small_problem, small_space
 
@@ -112,7 +112,7 @@ def test_a_stranger_without_the_token_is_turned_away():
     script = (
         "import os, sys; from dse.execute.on_ray import RayExecutor; from dse.testing.samples import *\n"
         "import ray, subprocess\n"
-        "from functools import partial; from dse.study import build_evaluation\n"
+        "from functools import partial; from dse.coordinator import build_evaluation\n"
         "s = small_space(); r = partial(build_evaluation, s.schema.problem.to_json(), s.space.to_json(), ('prior',))\n"
         "e = RayExecutor(r, 1, workers=1)\n"
         "address = ray.get_runtime_context().gcs_address\n"
