@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "export": "dse.cli.exchanging",
     "import": "dse.cli.exchanging",
     "crosscheck": "dse.cli.crosscheck",
+    "trace": "dse.cli.tracing",
     "dashboard": "dse.cli.looking",
     "models": "dse.cli.catalogs",
     "model": "dse.cli.catalogs",
