@@ -6,7 +6,7 @@ Everything is rebuilt from the stored definition, so it works without the study'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -386,21 +386,3 @@ def show_knob(label: str, value: Value) -> str:
 def _number(value: Any) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def compare(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return where two JSON documents differ, one line each: "space.weight_bits.values: [4, 8] -> [4, 16]"."""
-    lines: list[str] = []
-    for key in dict.fromkeys([*old, *new]):
-        at = f"{path}.{key}" if path else str(key)
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += compare(a, b, at)
-        elif a != b:
-            lines.append(f"{at}: {_short(a)} -> {_short(b)}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    shown = "(absent)" if value is None else str(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."

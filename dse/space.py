@@ -25,6 +25,7 @@ from dse.canonical import content_hash
 from dse.designs import DesignBatch
 from dse.errors import SpaceError, unknown
 from dse.knobs import ALIASES, KNOBS
+from dse.lookup import Table, make_table
 from dse.params import Domain, Value
 from dse.problem import Problem
 from dse.schema import Field, Schema, channel_groups, value_of
@@ -408,69 +409,13 @@ class BoundSpace:
         return np.array([i for i, level in enumerate(parameter.levels) if level in read], dtype=CODE_DTYPE)
 
     @cached_property
-    def _tables(self) -> list[_Table]:
+    def _tables(self) -> list[Table]:
         tables = []
         for declaration in self._declarations:
             parameters = self.parameters[declaration.first : declaration.last]
             for name in dict.fromkeys(n for p in parameters for n in p.knobs):
-                tables.append(_table(self.schema.fields[name], parameters, declaration.first))
+                tables.append(make_table(self.schema.fields[name], parameters, declaration.first))
         return tables
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Look-up of one field's values for the parameters of one declaration.
-
-    Attributes:
-        field: the field.
-        columns: code columns of the parameters.
-        entries: entries that take a value, shape (e,).
-        column_of_entry: code column of each of them, shape (e,).
-        row_of_entry: column of ``values`` for each of them, shape (e,).
-        values: values by level, shape (levels, 1) or, for spread knobs, (levels, e).
-    """
-
-    field: Field
-    columns: range
-    entries: np.ndarray
-    column_of_entry: np.ndarray
-    row_of_entry: np.ndarray
-    values: np.ndarray
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.values.dtype if self.field.knob.kind is str else self.field.dtype
-
-    def look_up(self, codes: np.ndarray) -> np.ndarray:
-        """Return what each row writes to the entries, shape (n, e)."""
-        if self.field.knob.spread:
-            return self.values[codes[:, self.column_of_entry], self.row_of_entry]
-        # One look-up per parameter, then a copy for each of its entries.
-        by_parameter = self.values[:, 0].take(codes[:, self.columns.start : self.columns.stop])
-        return by_parameter.take(self.column_of_entry - self.columns.start, axis=1)
-
-    def values_of(self, column: int) -> np.ndarray:
-        """Return what each level of one parameter writes to its entries, shape (levels, entries)."""
-        return self.values[:, self.row_of_entry[self.column_of_entry == column]]
-
-
-def _table(field: Field, parameters: Sequence[Parameter], first: int) -> _Table:
-    sets = [
-        p.entries[p.knobs.index(field.name)] if field.name in p.knobs else np.array([], np.intp) for p in parameters
-    ]
-    entries = np.concatenate(sets)
-    columns = np.concatenate([np.full(len(s), first + j) for j, s in enumerate(sets)]).astype(np.intp)
-    levels = parameters[0].levels
-    if field.knob.spread:
-        values = np.concatenate([spread(np.array(levels, dtype=np.float64), len(s)) for s in sets], axis=1)
-        rows = np.arange(len(entries))
-    else:
-        dtype = np.dtype(np.str_) if field.knob.kind is str else field.dtype
-        values = np.array(levels, dtype=dtype)[:, None]
-        if field.knob.kind is str:
-            values = values.astype(np.result_type(values, field.default))
-        rows = np.zeros(len(entries), dtype=np.intp)
-    return _Table(field, range(first, first + len(parameters)), entries, columns, rows, values)
 
 
 def row_keys(codes: np.ndarray) -> list[bytes]:
@@ -478,23 +423,6 @@ def row_keys(codes: np.ndarray) -> list[bytes]:
     rows = np.ascontiguousarray(codes, dtype=CODE_DTYPE)
     raw, width = rows.tobytes(), rows.shape[1] * CODE_DTYPE.itemsize
     return [raw[i : i + width] for i in range(0, len(raw), width)]
-
-
-def spread(fractions: np.ndarray, size: int) -> np.ndarray:
-    """Return which of ``size`` members are kept at each fraction, as evenly spaced as can be.
-
-    ``ceil(fraction * size)`` members are kept: member j where ``floor((j + 1) k / size) > floor(j k / size)``.
-
-    Args:
-        fractions: shape (levels,), in 0..1.
-        size: members of the group.
-
-    Returns:
-        0 or 1, shape (levels, size), unsigned 8-bit.
-    """
-    kept = np.ceil(fractions * size - 1e-9).astype(np.int64)[:, None]
-    steps = np.arange(size + 1)[None, :] * kept // max(size, 1)
-    return np.diff(steps, axis=1).astype(np.uint8)
 
 
 def _nearest(levels: Sequence[Value], value: Value, where: str, strict: bool = True) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from dse import catalogue, seeding
+from dse.canonical import compare
 from dse.coordinator import Reporter, drive
 from dse.errors import StudyChanged, UserError, tell_in_words
 from dse.evaluation import Evaluation
@@ -30,7 +31,7 @@ from dse.objectives import Goal
 from dse.params import Value
 from dse.problem import TARGET, Problem, WeightFormat
 from dse.protocols import CostModel, Proposer
-from dse.results import Front, Results, compare
+from dse.results import Front, Results
 from dse.scenario import Scenario
 from dse.seeding import Points
 from dse.space import Space

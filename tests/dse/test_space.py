@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from dse.designs import Design, DesignBatch
 from dse.errors import NameUnknown, SpaceError
+from dse.lookup import spread
 from dse.params import Choice, Float, Int
 from dse.schema import Schema
-from dse.space import Space, spread
+from dse.space import Space
 from dse.testing.samples import small_problem, small_space
 from dse.testing.strategies import code_rows
 
