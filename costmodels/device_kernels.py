@@ -35,6 +35,9 @@ VECTOR_BANDWIDTH_RATIO: Final = 0.80
 VECTOR_BAND: Final = (0.8, 2.0)
 """Vector work at full bandwidth, and at twice the value: recalled, not measured."""
 
+DIVIDED: Final = (OpKind.ACTIVATION, OpKind.MULTIPLY, OpKind.ROPE, OpKind.SOFTMAX)
+"""Vector work on heads and channels, which tensor parallelism divides; the rest works on whole rows."""
+
 ATTENTION_OPS: Final = {"encode": "encoder_attention", "prefill": "context_attention", "decode": "generation_attention"}
 
 _PLAIN_BYTES: Final = PLAIN_BITS / 8
@@ -155,11 +158,23 @@ class DeviceKernels:
         labels = [labels[int(i)] for i in scores]
         return Kernels(labels, planes, np.zeros_like(both), both * cached, moved - both * cached)
 
-    def vectors(self, phase: PhaseSizes, labels: Sequence[tuple[str, OpKind]], n: int) -> Kernels:
-        """Return vector work and the append to the cache, charged their bytes."""
+    def vectors(
+        self, phase: PhaseSizes, labels: Sequence[tuple[str, OpKind]], n: int, tensor: np.ndarray, cached: np.ndarray
+    ) -> Kernels:
+        """Return vector work and the append to the cache, charged their bytes.
+
+        Args:
+            phase: the pass.
+            labels: (component, kind) of its vector groups.
+            n: designs.
+            tensor: devices that share what works on heads and channels, shape (n, 1).
+            cached: part of the appended keys and values that one device holds, shape (n, 1).
+        """
         outside = np.array([kind is not OpKind.SOFTMAX for _, kind in labels])  # softmax is part of attention kernels
         moved = np.broadcast_to(phase.elements * VectorCoefficients.of(labels).moved_bytes * outside, (n, len(labels)))
-        appended = np.broadcast_to(phase.cache_bytes, (n, 1))
+        divided = np.array([kind in DIVIDED for _, kind in labels], dtype=bool)
+        moved = moved / np.where(divided, tensor, 1.0)
+        appended = np.broadcast_to(phase.cache_bytes, (n, 1)) * cached
         nothing = np.zeros((n, len(labels) + 1))
         kv = np.concatenate([np.zeros_like(moved), appended], axis=1)
         activations = np.concatenate([moved, np.zeros((n, 1))], axis=1)
@@ -171,12 +186,15 @@ class DeviceKernels:
         names = [*((component, class_of(kind)) for component, kind in labels), ("decoder", "cache")]
         return Kernels(names, planes, nothing, kv, activations)
 
-    def fill(self, g: Gemms) -> np.ndarray:
-        """Return the weights, keys and values that a pass touches over the last-level cache, shape (n, 1)."""
+    def fill(self, g: Gemms, stages: np.ndarray | float = 1.0) -> np.ndarray:
+        """Return the weights, keys and values that a pass touches over the last-level cache, shape (n, 1).
+
+        Each of the stages, shape (n, 1), holds its part.
+        """
         if not self._cache:
             return np.full((g.planes.shape[1], 1), np.inf)
         read = g.planes[COUNT] * g.planes[B_BYTES]
-        return read.sum(axis=1, keepdims=True) / self._cache
+        return read.sum(axis=1, keepdims=True) / stages / self._cache
 
     def _s_per_operation(self, planes: np.ndarray) -> np.ndarray:
         """Return seconds per operation at peak; channels wider than 8 bits compute at 16."""

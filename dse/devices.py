@@ -35,6 +35,8 @@ class Device:
         cache_bytes: last-level on-chip memory, None if unknown.
         power_w: board power limit, None if unknown.
         link_bytes_per_s: to its neighbours, per direction, None if unknown.
+        n_per_node: devices that these links join, None if unknown.
+        node_link_bytes_per_s: to devices of other nodes, per device and direction, None if unknown.
         price_usd_per_hour: (low, high) of rental offers, None if unknown.
         list_price_usd: None if unknown.
         calibration: kernel constants measured on this very device, as ``dse calibrate --out`` writes them; None for
@@ -58,6 +60,8 @@ class Device:
     cache_bytes: int | None
     power_w: float | None
     link_bytes_per_s: float | None
+    n_per_node: int | None
+    node_link_bytes_per_s: float | None
     price_usd_per_hour: tuple[float, float] | None
     list_price_usd: float | None
     calibration: Mapping[str, Any] | None
@@ -77,6 +81,7 @@ class Device:
 _DEVICE_NUMBERS: Final = {  # field -> required
     "memory_bytes": True, "memory_bytes_per_s": True, "cache_bytes": False, "power_w": False,
     "link_bytes_per_s": False, "list_price_usd": False, "n_cores": False, "launch_ratio": False,
+    "n_per_node": False, "node_link_bytes_per_s": False,
 }  # fmt: skip
 
 
@@ -131,6 +136,8 @@ def read_device(document: Mapping[str, Any], where: str) -> Device:
         cache_bytes=None if numbers["cache_bytes"] is None else int(numbers["cache_bytes"]),
         power_w=numbers["power_w"],
         link_bytes_per_s=numbers["link_bytes_per_s"],
+        n_per_node=None if numbers["n_per_node"] is None else int(numbers["n_per_node"]),
+        node_link_bytes_per_s=numbers["node_link_bytes_per_s"],
         price_usd_per_hour=None if price is None else (float(price[0]), float(price[1])),
         list_price_usd=numbers["list_price_usd"],
         calibration=calibration,

@@ -15,6 +15,7 @@ from dse.params import Value
 from dse.scenario import Scenario
 
 TARGET: Final = "target"
+PARALLEL: Final = ("n_devices", "tensor_parallel", "pipeline_parallel", "expert_parallel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Problem:
         if isinstance(self.hardware, Accelerator):
             values |= self.hardware.reference
         elif isinstance(self.hardware, Device):
-            values["device"] = self.hardware.name
+            values |= {"device": self.hardware.name, **dict.fromkeys(PARALLEL, 1)}
         return values
 
     def to_json(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from dse.errors import SpaceError, unknown
 from dse.knobs import ALIASES, KNOBS, Knob, Scope
 from dse.model import Block, Model, Module, ModuleKind, Section
 from dse.params import Value
-from dse.problem import Problem
+from dse.problem import PARALLEL, Problem
 
 _PARTS: Final = {"half": 2, "third": 3, "quarter": 4}
 _DTYPES: Final[dict[type, np.dtype[Any]]] = {
@@ -371,7 +371,7 @@ def _has_image_knob(knob: Knob, model: Model) -> bool:
 
 def _why_absent(knob: Knob, problem: Problem) -> str:
     if knob.scope is Scope.PROBLEM:
-        other = "an accelerator template" if knob.name != "device" else "an existing device"
+        other = "an existing device" if knob.name in ("device", *PARALLEL) else "an accelerator template"
         return f"it belongs to {other}, and the hardware is {problem.hardware.name}"
     models = " and ".join(m.name for m in problem.models.values())
     reason = {
