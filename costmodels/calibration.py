@@ -70,7 +70,9 @@ def _priors(launch_s: float, compute: float, bandwidth: float, blend: float, **s
 
 
 PRIORS: Final[Mapping[str, Mapping[str, Prior]]] = {
-    "gemm": _priors(8e-6, 0.7, 0.8, 2.5, pass_ratio=Prior(1.0, 1.2, 0.01, 30.0)),
+    "gemm": _priors(
+        8e-6, 0.7, 0.8, 2.5, pass_ratio=Prior(1.0, 1.2, 0.01, 30.0), block_rows=Prior(0.5, 0.7, 0.01, 3.0)
+    ),
     "context_attention": _priors(
         1e-5, 0.5, 0.5, 1.2, pass_ratio=Prior(0.5, 1.2, 0.01, 30.0), tail_ratio=Prior(0.5, 0.9, 0.01, 10.0),
         block_rows=Prior(64.0, 1.2, 1.0, 1024.0),

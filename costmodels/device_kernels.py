@@ -23,6 +23,7 @@ from costmodels.measurements import (
     misaligned,
     quantising_bytes,
     query_blocks,
+    tiles,
 )
 from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, PLAIN_BITS, WIDE, K, M, N
 from costmodels.tables import Gemms, class_of
@@ -86,6 +87,7 @@ class DeviceKernels:
         self._cache = float(device.cache_bytes or 0.0)
         names = [_precision(device, a, b) for a in _WIDTHS for b in _WIDTHS]
         self._quantised = np.array([GEMM[name].quantises for name in names])
+        self._has_waves = np.array([GEMM[name].has_waves for name in names])
         asked = [("gemm", name, "") for name in names] + [("moe", name, "") for name in names]
         self._row = {"encode": len(asked)}
         asked.append(("encoder_attention", "bfloat16", ""))
@@ -110,13 +112,14 @@ class DeviceKernels:
         weights, activations = p[COUNT] * p[B_BYTES], activation_bytes(p)
         bandwidth = self.device.memory_bytes_per_s
         ones = np.ones_like(weights)
+        waves = np.maximum(p[COUNT] * tiles(p[M], p[N]) / self._cores, 1e-9)
         work = Work(
             compute_s=2 * p[COUNT] * p[M] * p[K] * p[N] * self._s_per_operation(p),
             traffic_s=(weights + activations) / bandwidth,
             pass_s=p[COUNT] * np.where(expert, gathered, passed) / bandwidth,
             waves=ones,
             fill=fill * ones,
-            rows=np.maximum(p[M], 1e-3),
+            rows=np.where(expert, np.maximum(p[M], 1e-3), np.where(self._has_waves[rows], waves, np.inf)),
             misaligned=np.zeros_like(ones),
         )
         planes = kernels.kernel_planes(work, rows + len(_WIDTHS) ** 2 * expert, share, self._constants, self._bands)

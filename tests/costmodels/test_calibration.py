@@ -214,9 +214,9 @@ def test_errors_on_the_half_that_was_not_fitted(rows, op):
 
 
 # Each device predicted from its datasheet and the others' constants, 16-bit products of vLLM. The targets are 12 % on
-# A100 (13.2 here, 11.8 with TensorRT-LLM) and H200 (12.3; 12.0), and 20 % on B200 and L40S. TensorRT-LLM on the L40S
-# (41 %) is not predicted from others: its rows were measured with a warm cache, theirs with a cold one.
-LEFT_OUT = {"a100-80gb-sxm": 0.135, "h200-sxm-141gb": 0.125, "b200-sxm-180gb": 0.20, "l40s": 0.20}
+# A100 (10.9 with TensorRT-LLM) and H200 (10.8), and 20 % on B200 (10.0) and L40S. TensorRT-LLM on the L40S (47 %) is
+# not predicted from others: its rows were measured with a warm cache, theirs with a cold one.
+LEFT_OUT = {"a100-80gb-sxm": 0.125, "h200-sxm-141gb": 0.12, "b200-sxm-180gb": 0.12, "l40s": 0.13}
 
 
 def test_16_bit_products_of_a_device_that_was_left_out(rows):
@@ -230,7 +230,7 @@ def test_a_gpt3_layer_on_four_a100(rows):
     """LLMCompass's measured prefill of one layer, 66.75 ms, from shipped constants; no row of it was fitted.
 
     Decode (1.11 ms) is out of reach: by the same constants 33 % short, because it ran unfused from Python, with
-    launches of 50 us that fused kernels do not have; with launches fitted to eager operators 14 % short.
+    launches of 50 us that fused kernels do not have; with launches fitted to eager operators 12 % short.
     """
     path = Path(__file__).parents[1] / "benchmarks" / "devices.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_devices", path)
@@ -243,5 +243,5 @@ def test_a_gpt3_layer_on_four_a100(rows):
     assert sum(measured["prefill"].values()) == pytest.approx(66.7472e-3, rel=1e-4)
     assert sum(layer.shipped_layer("prefill", 8 * 2048, 2048).values()) == pytest.approx(66.7472e-3, rel=0.05)
     assert sum(layer.eager_layer("prefill", 8 * 2048, 2048).values()) == pytest.approx(66.7472e-3, rel=0.05)
-    assert sum(layer.eager_layer("decode", 8, 1025).values()) == pytest.approx(1.1109e-3, rel=0.15)
+    assert sum(layer.eager_layer("decode", 8, 1025).values()) == pytest.approx(1.1109e-3, rel=0.13)
     assert not any("GPT" in row.identity for row in rows)

@@ -31,7 +31,9 @@ def problem(model="llama-3.1-8b", hardware="h100-sxm-80gb", prompt=1024, output=
 def designs(of, rows, **fixed):
     """Designs of (n, t, p, e, batch), one row each."""
     columns = {name: sorted({row[i] for row in rows}) for i, name in enumerate(KNOBS)}
-    space = Space({name: Choice(*values) for name, values in columns.items()} | {k: Choice(v) for k, v in fixed.items()})
+    space = Space(
+        {name: Choice(*values) for name, values in columns.items()} | {k: Choice(v) for k, v in fixed.items()}
+    )
     bound = space.bind(of)
     codes = np.repeat(bound.reference_codes()[:1], len(rows), axis=0)
     for at, parameter in enumerate(bound.parameters):
