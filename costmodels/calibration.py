@@ -289,6 +289,22 @@ def transferred(groups: Mapping[Key, Group], devices: Mapping[str, Device]) -> d
     return ratios
 
 
+def coverage(groups: Mapping[Key, Group], devices: Mapping[str, Device]) -> dict[str, float]:
+    """Return op -> share of rows inside a band that neither they nor the fit's rows made.
+
+    Each third of the rows in turn is fitted, another makes the bands, and the last is counted.
+    """
+    inside: dict[str, list[np.ndarray]] = defaultdict(list)
+    for fold in range(3):
+        fitted = fit({k: g for k, g in ((k, _part(g, devices, fold, 3, 1)) for k, g in groups.items()) if g.rows})
+        ratios = {k: groups[k].predict(c) / groups[k].measured_s for k, c in fitted.items()}
+        bands = _bands({k: r[(fold + 1) % 3 :: 3] for k, r in ratios.items()})
+        for key, found in ratios.items():
+            counted = 1.0 / found[(fold + 2) % 3 :: 3]
+            inside[key.op].append((counted >= bands[key][0]) & (counted <= bands[key][1]))
+    return {op: float(np.concatenate(hits).mean()) for op, hits in inside.items()}
+
+
 def band(ratios: np.ndarray) -> tuple[float, float]:
     """Return the ends that hold :data:`LEVEL` of measured over predicted, for a row like these that was not fitted.
 

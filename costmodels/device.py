@@ -1,4 +1,4 @@
-"""A model on a device that exists: latency, memory, energy bound and cost, per design, in closed form.
+"""A model on a device that exists: latency, memory, energy and cost, per design, in closed form.
 
 Each matrix product is one kernel, attention (scores, softmax, values) one fused kernel per block, the products of a
 block's experts one kernel; their latency is the closed form of :mod:`costmodels.kernels` with the constants of
@@ -18,9 +18,8 @@ The working set that decides whether weights and cached keys stay in the last-le
 pass, not those of one kernel: the next pass finds them there only if all fit.
 
 The interval of a latency is the sum of the kernels' bands (90 % of held-out rows; see :mod:`costmodels.constants`),
-as if the errors of all kernels went the same way, and never below the roofline at full efficiency. Energy is bounded,
-not modelled: board power over the whole latency at most; its value and lower end are a half and a quarter of that,
-recalled orders of magnitude, not a source.
+as if the errors of all kernels went the same way, and never below the roofline at full efficiency. Energy and power:
+:mod:`costmodels.device_energy`.
 
 Several devices: what one of them holds and computes is in :mod:`costmodels.sharding`, what they send each other in
 :mod:`costmodels.exchange`. Times are those of the whole batch; ``memory_bytes``, ``weight_bytes``, ``kv_bytes`` and
@@ -41,6 +40,7 @@ from costmodels import kernels
 from costmodels.accelerator import CHUNK_ROWS, memory_limit
 from costmodels.breakdown import Ledger
 from costmodels.constants import CALIBRATED, TRANSFERRED, book_for, book_hash
+from costmodels.device_energy import energy_j
 from costmodels.device_kernels import DeviceKernels, Kernels, activation_bytes, width
 from costmodels.exchange import Exchange
 from costmodels.plan import Plan, ShardedPlan
@@ -54,8 +54,6 @@ from dse.hardware import Device
 from dse.metrics import Limit, MetricBatch
 from dse.problem import Problem
 from dse.protocols import Breakdown
-
-ENERGY_RATIOS: Final = (0.5, 0.25, 1.0)  # value, low, high of board power
 
 METRICS: Final = (
     "latency_s", "ttft_s", "tpot_s", "encode_s", "prefill_s", "decode_s", "throughput_tokens_per_s",
@@ -73,6 +71,7 @@ class _Load:
     kv_bytes: np.ndarray
     live_bytes: np.ndarray
     moved_bytes: np.ndarray
+    computed_s: np.ndarray
     narrowest: np.ndarray
 
 
@@ -148,7 +147,8 @@ class DeviceEvaluator:
         plan.prepare(sizes)
         seconds = {name: np.zeros(n) for name in ("encode", "prefill", "decode")}
         floor, low, high = np.zeros(n), np.zeros(n), np.zeros(n)
-        moved, live, narrowest = np.zeros(n), np.zeros(n), np.full(n, float(PLAIN_BITS))
+        moved, computed = np.zeros(n), np.zeros(n)
+        live, narrowest = np.zeros(n), np.full(n, float(PLAIN_BITS))
         for phase in sizes.phases:
             gemms = plan.shard(phase.name, phase.gemms)
             stretch = plan.stretch(phase.name)
@@ -164,7 +164,9 @@ class DeviceEvaluator:
                 floor = floor + times * part.planes[kernels.FLOOR].sum(axis=1)
                 low = low + times * part.planes[kernels.LOW].sum(axis=1)
                 high = high + times * part.planes[kernels.HIGH].sum(axis=1)
-                moved = moved + self._passes(phase.name) * plan.devices_per_pass * part.moved_bytes.sum(axis=1)
+                runs = self._passes(phase.name) * plan.devices_per_pass
+                moved = moved + runs * part.moved_bytes.sum(axis=1)
+                computed = computed + runs * part.compute_s.sum(axis=1)
                 if ledger is not None:
                     _record(ledger, phase.name, part, times)
             sent = plan.exchange(self._exchange, sizes, phase.name)
@@ -184,7 +186,9 @@ class DeviceEvaluator:
             for kind, size in (("weights", held[0]), ("cache", held[1]), ("activations", live)):
                 ledger.add_one("memory_bytes", ("model", "all", "memory", kind), size)
         limits = [*plan.limits(self.device), *sizes.limits]
-        load = _Load(np.broadcast_to(batch["batch"], n).astype(np.float64), plan.busy, *held, live, moved, narrowest)
+        load = _Load(
+            np.broadcast_to(batch["batch"], n).astype(np.float64), plan.busy, *held, live, moved, computed, narrowest
+        )
         return self._metrics(load, limits, _Times(seconds, floor, low, high))
 
     def _plan(self, batch: DesignBatch) -> Plan:
@@ -222,10 +226,11 @@ class DeviceEvaluator:
         intervals = {"latency_s": (low_s, high_s)}
         device = self.device
         if device.power_w:
-            power = [ratio * device.power_w * load.devices for ratio in ENERGY_RATIOS]
-            values["energy_j"], values["power_w"] = power[0] * latency / requests, power[0]
-            intervals["energy_j"] = (power[1] * low_s / requests, power[2] * high_s / requests)
-            intervals["power_w"] = (power[1], power[2])
+            power, ends = device.power_w * load.devices, (low_s, latency, high_s)
+            low_j, joules, high_j = energy_j(power, load.computed_s / load.devices, load.moved_bytes, ends)
+            values["energy_j"], values["power_w"] = joules / requests, joules / latency
+            intervals["energy_j"] = (low_j / requests, high_j / requests)
+            intervals["power_w"] = (low_j / high_s, np.minimum(high_j / low_s, power))
         if device.price_usd_per_hour:
             low, high = (price / 3600 * load.devices for price in device.price_usd_per_hour)
             values["cost_usd"] = low * latency / requests

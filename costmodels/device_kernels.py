@@ -54,6 +54,7 @@ class Kernels:
         labels: (component, class) of each.
         planes: see :func:`costmodels.kernels.kernel_planes`, shape (6, n, q).
         weight_bytes, kv_bytes, activation_bytes: memory traffic.
+        compute_s: operations over the peak of their precision.
     """
 
     labels: Sequence[tuple[str, str]]
@@ -61,6 +62,7 @@ class Kernels:
     weight_bytes: np.ndarray
     kv_bytes: np.ndarray
     activation_bytes: np.ndarray
+    compute_s: np.ndarray
 
     @property
     def moved_bytes(self) -> np.ndarray:
@@ -123,7 +125,8 @@ class DeviceKernels:
             misaligned=np.zeros_like(ones),
         )
         planes = kernels.kernel_planes(work, rows + len(_WIDTHS) ** 2 * expert, share, self._constants, self._bands)
-        return Kernels([labels[int(i)] for i in chosen], planes, weights, np.zeros_like(weights), activations)
+        nothing = np.zeros_like(weights)
+        return Kernels([labels[int(i)] for i in chosen], planes, weights, nothing, activations, work.compute_s)
 
     def attention(self, g: Gemms, labels: Sequence[tuple[str, str]], phase: str, fill: np.ndarray) -> Kernels:
         """Return one kernel per pair of scores and values; its intermediate results stay on chip."""
@@ -159,7 +162,7 @@ class DeviceKernels:
         planes = kernels.kernel_planes(work, rows + self._row[phase], share, self._constants, self._bands)
         cached = g.is_cached[scores]
         labels = [labels[int(i)] for i in scores]
-        return Kernels(labels, planes, np.zeros_like(both), both * cached, moved - both * cached)
+        return Kernels(labels, planes, np.zeros_like(both), both * cached, moved - both * cached, work.compute_s)
 
     def vectors(
         self, phase: PhaseSizes, labels: Sequence[tuple[str, OpKind]], n: int, tensor: np.ndarray, cached: np.ndarray
@@ -187,7 +190,7 @@ class DeviceKernels:
         planes[BUSY] = planes[FLOOR] / VECTOR_BANDWIDTH_RATIO
         planes[LOW], planes[HIGH] = (ratio * planes[BUSY] for ratio in VECTOR_BAND)
         names = [*((component, class_of(kind)) for component, kind in labels), ("decoder", "cache")]
-        return Kernels(names, planes, nothing, kv, activations)
+        return Kernels(names, planes, nothing, kv, activations, nothing)
 
     def fill(self, g: Gemms, stages: np.ndarray | float = 1.0) -> np.ndarray:
         """Return the weights, keys and values that a pass touches over the last-level cache, shape (n, 1).

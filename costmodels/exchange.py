@@ -1,7 +1,7 @@
 """What the devices of a sharded model send each other in one pass: collectives within a node or between nodes.
 
 Per pass and tensor-parallel group: an all-reduce of rows x width at 16 bits where partial sums are reduced
-(:func:`costmodels.sharding.reductions`), an all-gather of the logits, and one transfer of the residual stream
+(:func:`costmodels.splits.reductions`), an all-gather of the logits, and one transfer of the residual stream
 per stage boundary. Where experts are spread over several replicas, the routed tokens of each (rows x experts per
 token / t) go out and come back in two all-to-alls, followed by an all-gather within the replica; experts that stay
 inside a replica use the all-reduce alone. Nothing overlaps with kernels.
@@ -17,7 +17,8 @@ import numpy as np
 
 from costmodels import collectives
 from costmodels.constants import OTHER_KIND, Book
-from costmodels.sharding import Layout, Point, Sharding
+from costmodels.sharding import Layout, Sharding
+from costmodels.splits import Point
 from costmodels.workload import Sizes
 from dse.devices import Device
 

@@ -101,7 +101,7 @@ def sum_stored_bytes_by_stage(
         m: the matrices.
         w: widths of the designs.
         heads, channels, runs: what pruning leaves of each block, shape (n, b + 1).
-        split: how each matrix is divided, see :class:`costmodels.sharding.Split`, shape (j,).
+        split: how each matrix is divided, see :class:`costmodels.splits.Split`, shape (j,).
         kv_heads: fixed key-value heads of its block, 0 without, shape (j,).
         end: 0 where its block decides on the stage, 1, 2, 3 for the first, the last and both, shape (j,).
         tensor, experts: devices that divide a layer, and an expert layer, shape (n,).

@@ -9,7 +9,7 @@ ways, neither of which uses a row of the layer:
   of all-reduces on four (20 products, 64 softmax, layer norm and GELU, 30 messages). All-reduces are interpolated
   between measured sizes, in logarithms.
 
-Every operator of the layer was timed from Python around a synchronisation (LLMCompass software_model/matmul.py@b95c6c9),
+Every operator of the layer was timed from Python around a synchronisation (LLMCompass matmul.py@b95c6c9),
 so launches are those of the host.
 """
 

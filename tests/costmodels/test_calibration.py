@@ -185,6 +185,32 @@ def test_bands_hold_nine_of_ten_new_rows():
     assert np.mean(held) >= 0.88
 
 
+@pytest.mark.slow
+def test_bands_hold_nine_of_ten_rows_that_made_neither_fit_nor_band(rows):
+    found = calibration.coverage(calibration.groups_of(rows, DEVICES), DEVICES)
+    assert set(found) == set(calibration.PRIORS)
+    assert all(0.85 <= share <= 0.95 for share in found.values()), found
+
+
+@pytest.mark.parametrize("op", ["gemm", "context_attention", "moe", "allreduce"])
+def test_bad_cells_are_refused_for_every_kind_of_kernel(tmp_path, op):
+    shapes = {
+        "gemm": "m=64;n=4096;k=4096", "context_attention": "heads=32;kv_heads=8;head_dim=128;batch=2;isl=128",
+        "moe": "tokens=8;hidden=4096;inter=1024;topk=2;experts=8", "allreduce": "gpus=4;elements=4096",
+    }  # fmt: skip
+    good = f"h200_sxm,{op},bfloat16,{shapes[op]},0.1"
+    assert len(read_table(table(tmp_path, good), NAMES)) == 1
+    for name in (part.split("=")[0] for part in shapes[op].split(";")):
+        parts = shapes[op].split(";")
+        without = ";".join(p for p in parts if not p.startswith(f"{name}="))
+        with pytest.raises(TableError, match=f"line 2: column 'shape': {name} is missing"):
+            read_table(table(tmp_path, good.replace(shapes[op], without)), NAMES)
+        if name != "kv_heads":
+            zero = ";".join(f"{name}=0" if p.startswith(f"{name}=") else p for p in parts)
+            with pytest.raises(TableError, match=f"column 'shape': {name}='0' is not a positive whole number"):
+                read_table(table(tmp_path, good.replace(shapes[op], zero)), NAMES)
+
+
 TARGETS = {  # (op, precision or "" for all): mean absolute relative error of held-out rows
     ("gemm", "bfloat16"): 0.08, ("gemm", "int8_wo"): 0.08, ("gemm", "int4_wo"): 0.08, ("gemm", "fp8"): 0.10,
     ("gemm", "fp8_block"): 0.10, ("gemm", "nvfp4"): 0.10, ("context_attention", ""): 0.08,
