@@ -28,11 +28,11 @@ from costmodels.chip import ENDS, Chip, Events
 from costmodels.passes import (
     ACTIVATION_BYTES,
     ARRAY_S,
+    ELEMENT_CYCLES,
     KV_BYTES,
     LIVE_BYTES,
     MACS,
     N_PLANES,
-    SCALED_MACS,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
@@ -101,7 +101,7 @@ def product_events(sums: np.ndarray) -> Events:
     """Return the events of matrix products, from totals (10, n) or planes (10, n, j)."""
     return Events(
         macs=sums[MACS],
-        scaled_macs=sums[SCALED_MACS],
+        element_cycles=sums[ELEMENT_CYCLES],
         vector_ops=np.zeros_like(sums[MACS]),
         sram_read_bits=sums[SRAM_READ_BITS],
         sram_write_bits=sums[SRAM_WRITE_BITS],

@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from costmodels import collectives, kernels
-from costmodels.constants import Book, Entry, fields_of
+from costmodels.constants import Entry, fields_of
 from costmodels.measurements import Key, Measurement, work_of
 from dse.hardware import Device
 
@@ -396,8 +396,3 @@ def _error(ratios: np.ndarray) -> float:
 def _median(ratios: np.ndarray) -> float:
     found = ratios[np.isfinite(ratios)]
     return float(np.median(np.abs(found - 1))) if len(found) else float("nan")
-
-
-def book_of(outcome: Outcome, devices: Mapping[str, Device], source: Mapping[str, Any]) -> Book:
-    """Return an outcome as constants that can be asked."""
-    return Book({e.key: e for e in outcome.entries}, outcome.transfer, source, devices)

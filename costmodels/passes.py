@@ -21,7 +21,6 @@ from numba import njit
 from costmodels.mapper import MOST_CUTS, best_tiles
 from costmodels.products import (
     A_BITS,
-    B_BITS,
     B_BYTES,
     COUNT,
     HELD,
@@ -35,12 +34,12 @@ from costmodels.products import (
     Widths,
     size_design,
 )
-from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, pace, run_product
+from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, element_cycles, pace, run_product
 
 # Rows of the totals of a pass, shape (10, n).
 (
-    SECONDS, WEIGHT_BYTES, KV_BYTES, ACTIVATION_BYTES, MACS, SCALED_MACS, SRAM_READ_BITS, SRAM_WRITE_BITS, LIVE_BYTES,
-    TILE_BYTES,
+    SECONDS, WEIGHT_BYTES, KV_BYTES, ACTIVATION_BYTES, MACS, ELEMENT_CYCLES, SRAM_READ_BITS, SRAM_WRITE_BITS,
+    LIVE_BYTES, TILE_BYTES,
 ) = range(10)  # fmt: skip
 N_TOTALS: Final = 10
 
@@ -111,12 +110,12 @@ def _run_design(
     freq, bandwidth = c.freq_hz[i], c.dram_bytes_per_s[i]
     asked = Tiles(c.tile_m[i], c.tile_n[i], c.tile_k[i], c.at_m[i], c.at_n[i], c.at_k[i])
     is_free = min(asked.m, asked.n, asked.k) <= 0.0 or asked.at_m < 0.0
-    seconds = weights = caches = activations = macs = scaled = reads = writes = live = held = 0.0
+    seconds = weights = caches = activations = macs = elements = reads = writes = live = held = 0.0
     for j in range(sizes.shape[2]):
         count, m, k, n = sizes[COUNT, at_size, j], sizes[M, at_size, j], sizes[K, at_size, j], sizes[N, at_size, j]
         if count <= 0.0:
             continue
-        a_bits, b_bits, b_bytes = sizes[A_BITS, at_size, j], sizes[B_BITS, at_size, j], sizes[B_BYTES, at_size, j]
+        a_bits, b_bytes = sizes[A_BITS, at_size, j], sizes[B_BYTES, at_size, j]
         wide, width = sizes[WIDE, at_size, j], sizes[HELD, at_size, j]
         meets = pace(rows, cols, stays, c.is_scalable[i], a_bits, width, wide)
         if is_free:
@@ -144,13 +143,13 @@ def _run_design(
         cache = ran.b_moved if is_cached[j] else 0.0
         activation = ran.a_moved + ran.o_moved + (0.0 if is_weight[j] or is_cached[j] else ran.b_moved)
         work = count * m * k * n
-        scaled_work = work * a_bits * b_bits / 64.0
+        busy = work * element_cycles(c.is_scalable[i], a_bits, width, wide)
         seconds += exposed_s + max(array_s, traffic_s)
         weights += weight
         caches += cache
         activations += activation
         macs += work
-        scaled += scaled_work
+        elements += busy
         reads += ran.sram_read_bits
         writes += ran.sram_write_bits
         live = max(live, count * m * (k * a_bits / 8.0 + n * PLAIN_BYTES))
@@ -160,12 +159,12 @@ def _run_design(
             planes[SECONDS, i, j] = exposed_s + max(array_s, traffic_s)
             planes[WEIGHT_BYTES, i, j], planes[KV_BYTES, i, j] = weight, cache
             planes[ACTIVATION_BYTES, i, j] = activation
-            planes[MACS, i, j], planes[SCALED_MACS, i, j] = work, scaled_work
+            planes[MACS, i, j], planes[ELEMENT_CYCLES, i, j] = work, busy
             planes[SRAM_READ_BITS, i, j], planes[SRAM_WRITE_BITS, i, j] = ran.sram_read_bits, ran.sram_write_bits
             planes[ARRAY_S, i, j] = array_s if bound else 0.0
             planes[TRAFFIC_S, i, j] = exposed_s if bound else exposed_s + traffic_s
     totals[SECONDS, i], totals[WEIGHT_BYTES, i], totals[KV_BYTES, i] = seconds, weights, caches
-    totals[ACTIVATION_BYTES, i], totals[MACS, i], totals[SCALED_MACS, i] = activations, macs, scaled
+    totals[ACTIVATION_BYTES, i], totals[MACS, i], totals[ELEMENT_CYCLES, i] = activations, macs, elements
     totals[SRAM_READ_BITS, i], totals[SRAM_WRITE_BITS, i] = reads, writes
     totals[LIVE_BYTES, i], totals[TILE_BYTES, i] = live, held
 

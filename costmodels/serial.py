@@ -34,12 +34,12 @@ from costmodels.chip import Chip
 from costmodels.passes import (
     ACTIVATION_BYTES,
     ARRAY_S,
+    ELEMENT_CYCLES,
     KV_BYTES,
     LIVE_BYTES,
     MACS,
     N_PLANES,
     N_TOTALS,
-    SCALED_MACS,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
@@ -47,9 +47,9 @@ from costmodels.passes import (
     TRAFFIC_S,
     WEIGHT_BYTES,
 )
-from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, K, M, N
+from costmodels.products import A_BITS, B_BYTES, COUNT, K, M, N
 from costmodels.scalesim import N_SETS, count, fold
-from costmodels.systolic import ACCUMULATOR_BYTES, OUTPUT_STATIONARY, PLAIN_BYTES
+from costmodels.systolic import ACCUMULATOR_BYTES, OUTPUT_STATIONARY, PLAIN_BYTES, cycles_per_mac
 from costmodels.tables import Gemms
 
 N_BUFFERS = 3
@@ -136,7 +136,7 @@ class SerialEvaluator(AcceleratorEvaluator):
         planes[WEIGHT_BYTES] = ran.b_moved * g.is_weight
         planes[KV_BYTES] = ran.b_moved * (~g.is_weight & g.is_cached)
         planes[ACTIVATION_BYTES] = moved - planes[WEIGHT_BYTES] - planes[KV_BYTES]
-        planes[MACS], planes[SCALED_MACS] = macs, macs * sizes[A_BITS] * sizes[B_BITS] / 64.0
+        planes[MACS], planes[ELEMENT_CYCLES] = macs, macs * cycles_per_mac(sizes, chip.arrays.is_scalable)
         planes[SRAM_READ_BITS], planes[SRAM_WRITE_BITS] = ran.sram_read_bits, ran.sram_write_bits
         is_bound = array_s >= traffic_s
         planes[ARRAY_S], planes[TRAFFIC_S] = np.where(is_bound, array_s, 0.0), np.where(is_bound, 0.0, traffic_s)

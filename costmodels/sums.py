@@ -64,29 +64,35 @@ def sum_stored_bytes(
         w: widths of the designs.
         heads, channels, runs: what pruning leaves of each block, shape (n, b + 1).
     """
+    block, grouped_of, channels_of, copies, weight, shares = m
+    widths, group_size, scale_bits, zero_points = w.weight, w.group_size, w.scale_bits, w.zero_points
     out = np.zeros(len(heads))
     for i in range(len(heads)):
         total = 0.0
-        for j in range(len(m.block)):
-            at = m.block[j]
-            per_channel, across = _stored(m, w, i, j, heads[i, at], channels[i, at])
-            total += per_channel * across * (m.copies[j] * runs[i, at])
+        for j in range(len(block)):
+            at = block[j]
+            h, c = heads[i, at], channels[i, at]
+            grouped = grouped_of[j, 0] + grouped_of[j, 1] * h + grouped_of[j, 2] * c
+            across = channels_of[j, 0] + channels_of[j, 1] * h + channels_of[j, 2] * c
+            per_channel = _channel_bits(grouped, widths, weight, shares, group_size, scale_bits, zero_points, i, j)
+            total += per_channel * across * (copies[j] * runs[i, at])
         out[i] = total / 8.0
     return out
 
 
-@njit(cache=True)
-def _stored(m: Matrices, w: Widths, i: int, j: int, heads: float, channels: float) -> tuple[float, float]:
-    """Return the bits of an output channel of matrix j, and its output channels, in design i."""
-    grouped = m.grouped[j, 0] + m.grouped[j, 1] * heads + m.grouped[j, 2] * channels
-    across = m.channels[j, 0] + m.channels[j, 1] * heads + m.channels[j, 2] * channels
-    groups = ceil(grouped / w.group_size)
-    last, per_channel = w.weight.shape[1] - 1, 0.0
-    for x in range(m.share.shape[1]):
-        bits = w.weight[i, min(m.weight[j] + x, last)]
-        beside = w.scale_bits + w.zero_points * bits if bits < PLAIN_BITS else 0.0
-        per_channel += m.share[j, x] * (grouped * bits + groups * beside)
-    return per_channel, across
+@njit(cache=True, inline="always")
+def _channel_bits(
+    grouped: float, widths: np.ndarray, weight: np.ndarray, shares: np.ndarray,
+    group_size: float, scale_bits: float, zero_points: float, i: int, j: int,
+) -> float:  # fmt: skip
+    """Return the mean bits of an output channel of matrix j in design i; inlined, a call would count references."""
+    groups = ceil(grouped / group_size)
+    last, per_channel = widths.shape[1] - 1, 0.0
+    for x in range(shares.shape[1]):
+        bits = widths[i, min(weight[j] + x, last)]
+        beside = scale_bits + zero_points * bits if bits < PLAIN_BITS else 0.0
+        per_channel += shares[j, x] * (grouped * bits + groups * beside)
+    return per_channel
 
 
 @njit(cache=True)
@@ -109,14 +115,19 @@ def sum_stored_bytes_by_stage(
         stages: stages of each design, shape (n,).
         n_stages: most stages of any design.
     """
+    block, grouped_of, channels_of, copies, weight, shares = m
+    widths, group_size, scale_bits, zero_points = w.weight, w.group_size, w.scale_bits, w.zero_points
     out = np.zeros((len(heads), n_stages))
     for i in range(len(heads)):
-        for j in range(len(m.block)):
-            at = m.block[j]
-            per_channel, across = _stored(m, w, i, j, heads[i, at], channels[i, at])
+        for j in range(len(block)):
+            at = block[j]
+            h, c = heads[i, at], channels[i, at]
+            grouped = grouped_of[j, 0] + grouped_of[j, 1] * h + grouped_of[j, 2] * c
+            across = channels_of[j, 0] + channels_of[j, 1] * h + channels_of[j, 2] * c
+            per_channel = _channel_bits(grouped, widths, weight, shares, group_size, scale_bits, zero_points, i, j)
             parts, own = 1.0, across
             if split[j] == 1:  # by outputs
-                fixed = m.channels[j, 0]
+                fixed = channels_of[j, 0]
                 shared = min(tensor[i], kv_heads[j]) if kv_heads[j] > 0.0 else tensor[i]
                 own = (across - fixed) / tensor[i] + fixed / shared
             elif split[j] == 2 or split[j] == 3:
@@ -125,7 +136,7 @@ def sum_stored_bytes_by_stage(
                 parts = experts[i]
             elif split[j] == 6:
                 own = ceil(across / tensor[i])
-            size = per_channel * own * (m.copies[j] * runs[i, at]) / parts / 8.0
+            size = per_channel * own * (copies[j] * runs[i, at]) / parts / 8.0
             last = int(stages[i]) - 1
             if end[j] == 0:
                 out[i, stage[i, at]] += size
@@ -134,4 +145,45 @@ def sum_stored_bytes_by_stage(
                     out[i, 0] += size
                 if end[j] == 2 or (end[j] == 3 and last > 0):
                     out[i, last] += size
+    return out
+
+
+@njit(cache=True)
+def sum_weights(
+    block: np.ndarray, inner: np.ndarray, outer: np.ndarray, copies: np.ndarray,
+    heads: np.ndarray, channels: np.ndarray, runs: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Return the elements of all matrices that pruning leaves, shape (n,).
+
+    Args:
+        block, copies: block column and copies of each matrix, shape (j,).
+        inner, outer: its sides as (fixed, per head, per channel), shape (j, 3).
+        heads, channels, runs: what pruning leaves of each block, shape (n, b + 1).
+    """
+    out = np.zeros(len(heads))
+    for i in range(len(heads)):
+        for j in range(len(block)):
+            at = block[j]
+            h, c = heads[i, at], channels[i, at]
+            rows = inner[j, 0] + inner[j, 1] * h + inner[j, 2] * c
+            cols = outer[j, 0] + outer[j, 1] * h + outer[j, 2] * c
+            out[i] += rows * cols * copies[j] * runs[i, at]
+    return out
+
+
+@njit(cache=True)
+def sum_by_width(bits: np.ndarray, share: np.ndarray, by_width: np.ndarray) -> np.ndarray:
+    """Return sums over the entries of a knob of what their widths stand for, shape (t, n).
+
+    Args:
+        bits: whole numbers up to 16, shape (n, g).
+        share: factor of each entry and table, shape (t, g).
+        by_width: what 0, 1, ... 16 bits stand for in each table, shape (t, 17).
+    """
+    out = np.zeros((len(share), len(bits)))
+    for i in range(len(bits)):
+        for j in range(share.shape[1]):
+            width = bits[i, j]
+            for t in range(len(share)):
+                out[t, i] += share[t, j] * by_width[t, width]
     return out

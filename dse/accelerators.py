@@ -34,7 +34,7 @@ AT_THEIR_NODE: Final = (
 )  # fmt: skip
 
 CONSTANTS: Final = (
-    "mac_j_per_op", "mac_multiply_ratio", "vector_j_per_op", "sram_read_j_per_bit", "sram_write_j_per_bit",
+    "mac_j_per_op", "mac_scalable_energy_ratio", "vector_j_per_op", "sram_read_j_per_bit", "sram_write_j_per_bit",
     "sram_anchor_bytes", "sram_energy_exponent", "dram_j_per_bit", "leakage_w_per_mm2",
     "pe_mm2_per_unit", "pe_scalable_area_ratio", "vector_lane_mm2_per_unit", "sram_mm2_per_byte", "phy_mm2_per_unit",
 )  # fmt: skip

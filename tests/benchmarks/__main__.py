@@ -150,6 +150,10 @@ def rates() -> dict[str, tuple[float, str]]:
     for n in (64, 256, 1024, 4096):
         codes = space.sample(n, rng)
         batch = space.decode(codes)
+        found[f"LLaVA-1.5-7B, hardware metrics, batch {n}"] = (
+            n / cpu_s(lambda b=batch: analytical.evaluate(b)),
+            "designs",
+        )
         both = cpu_s(lambda batch=batch: (analytical.evaluate(batch), prior.evaluate(batch)))
         found[f"LLaVA-1.5-7B, all metrics, batch {n}"] = (n / both, "designs")
     found["LLaVA-1.5-7B on a GPU, batch 1024"] = (1024 / cpu_s(device_work()), "designs")
