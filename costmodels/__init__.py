@@ -4,6 +4,9 @@ workload.py     sizes: what every operator of every phase reads, computes and wr
 products.py     sizes of the matrix products of a phase; sums.py: elements of vector work, bytes of weights
 systolic.py     one matrix product on a systolic array with tiles: cycles, on-chip and DRAM traffic
 mapper.py       which tiles and loop order move the fewest bytes
+fusion.py       which operators may be fused, and the groups they make; fused_tables.py: groups as arrays
+fused_designs.py  what a batch of designs fuses; groups.py, attention.py: what fused groups do
+totals.py       rows of what a pass adds up
 passes.py       all products of a pass, sized, mapped and run in one compiled loop
 accelerator.py  analytical cost of a model on an accelerator that is being designed
 scalesim.py     one matrix product as SCALE-Sim counts it: cycles, on-chip and DRAM traffic
@@ -33,7 +36,9 @@ OUTSIDE_TOOLS: Final = {
 }
 
 # Compiled modules, each after those that it calls.
-_COMPILED: Final = ("products", "sums", "systolic", "mapper", "passes")
+_COMPILED: Final = (
+    "products", "sums", "systolic", "mapper", "groups", "attention", "passes",
+)  # fmt: skip
 
 
 def _renew_compiled_code() -> None:

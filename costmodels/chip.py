@@ -73,6 +73,7 @@ class Chip:
 
         self.freq_hz, self.lanes = column("freq_hz")[:, None], column("vector_lanes")[:, None]
         self.dram_bytes_per_s, self.sram_bytes = column("dram_bytes_per_s")[:, None], column("sram_bytes")
+        self.attn_tile_q, self.attn_tile_kv = column("attn_tile_q"), column("attn_tile_kv")
         order, dataflow = batch["loop_order"], batch["dataflow"]
         at = {axis: np.char.find(order, axis).astype(np.float64) for axis in "mnk"}
         at = {axis: np.where(order == "auto", -1.0, position) for axis, position in at.items()}

@@ -35,7 +35,7 @@ class Matrices(NamedTuple):
 @njit(cache=True)
 def sum_elements(
     group: np.ndarray, block: np.ndarray, size: np.ndarray, n_groups: int,
-    heads: np.ndarray, channels: np.ndarray, runs: np.ndarray,
+    heads: np.ndarray, channels: np.ndarray, runs: np.ndarray, skipped: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """Return the elements per row of vector groups, shape (n, n_groups).
 
@@ -44,10 +44,14 @@ def sum_elements(
         size: its elements as (fixed, per head, per channel), shape (e, 3).
         n_groups: number of groups.
         heads, channels, runs: what pruning leaves of each block, shape (n, b + 1).
+        skipped: entries that are left out, shape (n, e), or (1, e) for all designs alike.
     """
     out = np.zeros((len(heads), n_groups))
     for i in range(len(heads)):
+        row = i if len(skipped) > 1 else 0
         for e in range(len(group)):
+            if skipped[row, e]:
+                continue
             at = block[e]
             out[i, group[e]] += runs[i, at] * (size[e, 0] + size[e, 1] * heads[i, at] + size[e, 2] * channels[i, at])
     return out

@@ -25,6 +25,9 @@ ACCELERATOR_FIELDS: Final = (
     "mac_array", "tile_m", "tile_n", "tile_k", "loop_order",
 )  # fmt: skip
 
+# What templates may leave out: then the knob's own default holds.
+OPTIONAL_FIELDS: Final = ("attn_tile_q", "attn_tile_kv")
+
 # How a constant follows its template to another node: by the rule for logic, not at all because the rule does not cover
 # it, or left alone because it belongs to no node (ratios, sizes) or to another chip (DRAM).
 LOGIC_ENERGY: Final = ("mac_j_per_op", "vector_j_per_op")
@@ -99,7 +102,7 @@ def read_accelerator(document: Mapping[str, Any], where: str) -> Accelerator:
     check_keys(document, {"type", "name", "title", "note", "memory_bytes", "node_nm", "voltage_v", "process",
                            "reference", "constants", "source"}, where)  # fmt: skip
     reference = document.get("reference", {})
-    check_keys(reference, set(ACCELERATOR_FIELDS), f"{where} [reference]")
+    check_keys(reference, {*ACCELERATOR_FIELDS, *OPTIONAL_FIELDS}, f"{where} [reference]")
     missing = [f for f in ACCELERATOR_FIELDS if f not in reference]
     if missing:
         raise HardwareError(f"{where}: [reference] lacks {', '.join(missing)}")
@@ -121,7 +124,10 @@ def read_accelerator(document: Mapping[str, Any], where: str) -> Accelerator:
     return Accelerator(
         name=read_text(document, "name", where),
         title=read_text(document, "title", where),
-        reference={f: KNOBS[f].read(reference[f], f"{where}: {f}") for f in ACCELERATOR_FIELDS},
+        reference={
+            f: KNOBS[f].read(reference.get(f, KNOBS[f].default), f"{where}: {f}")
+            for f in (*ACCELERATOR_FIELDS, *OPTIONAL_FIELDS)
+        },
         constants=found,
         memory_bytes=int(read_number(document, "memory_bytes", where, True) or 0),
         node_nm=node_nm,

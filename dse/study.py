@@ -65,6 +65,7 @@ class Study:
         proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves.
         cost_models: names or cost models, one per metric group.
         weight_format: storage format of quantised weights.
+        fusion: operators that run fused beside the named forms, see :class:`dse.problem.Problem`.
         trials: designs that a run evaluates unless it is told otherwise.
         seed: seed of everything random.
         ask_size: designs asked for at a time.
@@ -87,6 +88,7 @@ class Study:
         proposers: str | Proposer | Sequence[str | Proposer] = "auto",
         cost_models: str | Sequence[str | CostModel] = DEFAULT_COST_MODELS,
         weight_format: WeightFormat | None = None,
+        fusion: Mapping[str, Sequence[tuple[str, str]]] | None = None,
         trials: int = 1000,
         seed: int = 0,
         ask_size: int = 64,
@@ -102,6 +104,7 @@ class Study:
             scenario=scenario,
             hardware=hardware if isinstance(hardware, Accelerator | Device) else read_hardware(hardware),
             weight_format=weight_format or WeightFormat(),
+            fusion=fusion or {},
         )
         self.space = space
         self.bound_space = space.bind(self.problem)

@@ -12,22 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.chip import Chip, Events
-from costmodels.passes import (
+from costmodels.passes import ARRAY_S, N_PLANES, run_sizes
+from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, WIDE, K, M, N
+from costmodels.serial import serial_products
+from costmodels.systolic import cycles_per_mac
+from costmodels.totals import (
     ACTIVATION_BYTES,
-    ARRAY_S,
     ELEMENT_CYCLES,
     KV_BYTES,
     MACS,
-    N_PLANES,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
     WEIGHT_BYTES,
-    run_sizes,
 )
-from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, WIDE, K, M, N
-from costmodels.serial import serial_products
-from costmodels.systolic import cycles_per_mac
 from costmodels.workload import PHASES, Workload
 from dse.errors import UserError, unknown
 from dse.hardware import Accelerator

@@ -98,6 +98,7 @@ FIXED_TILES: dict[str, Choice] = {
     "tile_m": Choice(32, 64, 128), "tile_n": Choice(64, 128, 256), "tile_k": Choice(64, 128, 256),
     "loop_order": Choice("mnk", "nmk", "mkn", "nkm"),
 }  # fmt: skip
+FUSED: dict[str, Choice] = {name: Choice(True) for name in ("fuse_attention", "fuse_mlp", "fuse_norm")}
 FREE_TILES: dict[str, Choice] = {"tile_m": Choice(0), "loop_order": Choice("auto")}
 
 
@@ -118,7 +119,7 @@ def products_rate(n: int = 100_000) -> float:
     table = Products(
         kind=zero + LINEAR, block=zero, k=sides(), n=sides(), heads=one[:, None] * [1.0, 0.0, 0.0],
         kv_heads=one[:, None] * [1.0, 0.0, 0.0], rows=np.arange(per_chip), span=zero, copies=one, active=one,
-        weight=np.arange(per_chip), share=one[:, None].copy(), act=zero, cache=zero,
+        weight=np.arange(per_chip), share=one[:, None].copy(), act=zero, cache=zero, windowed=zero > 0,
     )  # fmt: skip
     plain = np.ones((chips, 1))
     bound = Bound(
@@ -156,6 +157,11 @@ def rates() -> dict[str, tuple[float, str]]:
         )
         both = cpu_s(lambda batch=batch: (analytical.evaluate(batch), prior.evaluate(batch)))
         found[f"LLaVA-1.5-7B, all metrics, batch {n}"] = (n / both, "designs")
+    fused = llava_space(**FIXED_TILES, **FUSED)
+    fused_model = catalogue.cost_model("analytical").prepare(fused.schema.problem)
+    batch_fused = fused.decode(fused.sample(1024, rng))
+    both = cpu_s(lambda: (fused_model.evaluate(batch_fused), prior.evaluate(batch_fused)))
+    found["LLaVA-1.5-7B, all metrics, everything fused, batch 1024"] = (1024 / both, "designs")
     found["LLaVA-1.5-7B on a GPU, batch 1024"] = (1024 / cpu_s(device_work()), "designs")
     free = llava_space(**FREE_TILES)
     batch_free = free.decode(free.sample(256, rng))

@@ -60,3 +60,30 @@ def test_on_real_models(name, model, hardware):
         block_keep=Choice(0.75, 1.0, per="component"),
     ).bind(problem)
     check_cost_model(catalogue.cost_model(name), space, n_rows=4)
+
+
+@pytest.mark.parametrize("model", REAL)
+def test_fused_designs_of_real_models(model):
+    """Every named form on drawn accelerators: rows, laws and breakdown."""
+    read = read_model(model)
+    scenario = Scenario(
+        prompt_tokens=33,
+        output_tokens=9,
+        images=int(read.image_rule is not None),
+        image_px=(500, 400),
+        audio_s=7.5 if read.audio_rule is not None else 0.0,
+    )
+    roomy = {**read_hardware("npu-template").to_json(), "memory_bytes": "2 TiB"}
+    problem = Problem({"target": read}, scenario, read_hardware(roomy))
+    space = Space(
+        weight_bits=Choice(3, 8, per="component"),
+        kv_bits=Choice(4, 16, per="block"),
+        head_keep=Float(0.5, 1.0, per="block"),
+        block_keep=Choice(0.75, 1.0, per="component"),
+        fuse_attention=Choice(False, True, per="component"),
+        fuse_mlp=Choice(False, True, per="component"),
+        fuse_norm=Choice(False, True, per="component"),
+        sram_bytes=Choice("16 MiB", "64 MiB"),
+        dataflow=Choice("ws", "os", "is"),
+    ).bind(problem)
+    check_cost_model(catalogue.cost_model("analytical"), space, n_rows=4)
