@@ -27,7 +27,7 @@ import numpy as np
 from dse import catalogue
 from dse.errors import DseError, Interrupted, StudyChanged, UserError, tell_in_words
 from dse.evaluation import Evaluation
-from dse.execute import make_executor
+from dse.execute import Means, make_executor
 from dse.hardware import Accelerator, Device, read_hardware
 from dse.loop import Batch, Loop, Progress
 from dse.metrics import MetricBatch
@@ -162,6 +162,10 @@ class Study:
         db: str | Path | None = None,
         executor: str = "auto",
         workers: int = 0,
+        timeout_s: float | None = None,
+        worker_memory_bytes: int = 0,
+        ray_address: str | None = None,
+        wait_s: float = 0.0,
         report: Reporter | None = None,
     ) -> Results:
         """Evaluate ``trials`` designs (the study's own number by default) and return what the study has found so far.
@@ -173,8 +177,12 @@ class Study:
         Args:
             trials: designs to evaluate; what was proposed before is never paid for twice.
             db: database URL or SQLite path; the environment variable DSE_DB or "mfm-dse.db" here by default.
-            executor: "auto", "local" or "ray".
-            workers: Ray workers, 0 for one per core.
+            executor: "auto", "local", "process" or "ray".
+            workers: workers of a pool, 0 for one per core.
+            timeout_s: what one design may take; a design that takes longer three times fails. Not with "local".
+            worker_memory_bytes: what a worker may take before it is replaced; 0 for an equal share of the machine.
+            ray_address: a Ray cluster, "auto" or "HOST:PORT"; None for a local one.
+            wait_s: how long to wait while another process runs this study; 0 refuses at once.
             report: called with the progress after every chunk; a live display on the terminal by default.
 
         Raises:
@@ -182,6 +190,7 @@ class Study:
             StoreRefused: the database is not ours, or another process runs this study.
             Interrupted: stopped by a signal, everything finished is stored.
         """
+        means = Means(executor, workers, timeout_s, worker_memory_bytes, ray_address)
         trials = self.trials if trials is None else trials
         if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
             raise UserError(f"trials={trials!r} is not a whole number of 1 or more")
@@ -191,7 +200,7 @@ class Study:
             row = self._open(store)
             store.acquire(row.id, self.name)
             try:
-                self._drive(store, row, trials, executor, workers, report)
+                self._drive(store, row, trials, means, report)
             finally:
                 store.release(row.id)
             return Results.load(store, self.name)
@@ -225,9 +234,7 @@ class Study:
             )
         return row
 
-    def _drive(
-        self, store: Store, row: StudyRow, trials: int, executor: str, workers: int, report: Reporter | None
-    ) -> None:
+    def _drive(self, store: Store, row: StudyRow, trials: int, means: Means, report: Reporter | None) -> None:
         evaluators = [
             store.add_evaluator(row.id, m.group, m.fidelity, m.name, m.version, f)
             for m, f in zip(self.evaluation.models, self.evaluation.fingerprints(), strict=True)
@@ -239,7 +246,7 @@ class Study:
         target = row.target if goes_on else n_finished + trials
         store.update_study(row.id, state="running", target=target, asked=trials, stop_reason="")
         recipe = partial(build_evaluation, self.problem.to_json(), self.space.to_json(), self.cost_models)
-        workers_pool = make_executor(executor, recipe, self.evaluation, workers=workers)
+        workers_pool = make_executor(means, recipe, self.evaluation)
         journal = _StoreJournal(store, row.id, evaluators, code_dtype(self.bound_space))
         end, progress = "failed", None
         try:
