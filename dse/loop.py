@@ -2,7 +2,8 @@
 
 What a proposer sees is fixed by the study, not by who evaluates: batch b is proposed from the results of the batches
 up to b - lag, in proposal order, with a random generator seeded by (seed, b). Every proposal is repaired and hashed; a
-design that was proposed before is counted and never paid for again. Batches are recorded before they are evaluated, so
+design that was proposed before is counted and never paid for again. A proposer that fails gives its turn to random
+designs (asking.py). Batches are recorded before they are evaluated, so
 a study that was killed goes on with the same designs it would have evaluated, in the same order.
 """
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
 
+from dse.asking import Mishaps, ask
 from dse.errors import UserError
 from dse.evaluation import hard_violation
 from dse.metrics import MetricBatch
@@ -81,6 +83,7 @@ class Progress:
         hypervolume: of the front, up to ``reference``; NaN before there is a feasible design.
         reference: the hypervolume's reference point, None before.
         end: why the loop ended, "" while it goes on.
+        mishaps: asks of this run that a proposer failed, answered by random designs.
     """
 
     n_done: int
@@ -92,6 +95,7 @@ class Progress:
     hypervolume: float
     reference: np.ndarray | None
     end: str = ""
+    mishaps: Mishaps = field(default_factory=Mishaps)
 
 
 class Loop:
@@ -134,6 +138,8 @@ class Loop:
         self._open: deque[tuple[Batch, int]] = deque()
         self._partial: list[tuple[int, Sequence[MetricBatch]]] = []
         self._stalls = 0
+        self.ask_limit_s: float | None = None
+        self.mishaps = Mishaps()
 
     # ------------------------------------------------------------------ resuming
 
@@ -194,16 +200,18 @@ class Loop:
         number = self.n_batches
         proposer = self.proposers[number % len(self.proposers)]
         rng = np.random.default_rng([self.seed, number])
-        name = proposer.name
-        if self._stalls >= _STALLS_BEFORE_RANDOM:
-            name, proposals = "random", Proposals(self.space.sample(k, rng))
-        else:
+        name, proposals = proposer.name, None
+        if self._stalls < _STALLS_BEFORE_RANDOM:
             pending = [(b.codes, b.marks, b.proposer) for b, _ in self._open]
-            proposals = proposer.propose(self.record.view(name, proposer.window, pending), k, rng)
-        codes = self.space.repair(np.asarray(proposals.codes).reshape(-1, self.space.n_parameters))[:k]
+            history = self.record.view(name, proposer.window, pending)
+            proposals = ask(proposer, history, k, rng, self.ask_limit_s, self.mishaps)
+        if proposals is None:
+            rng = np.random.default_rng([self.seed, number])
+            name, proposals = "random", Proposals(self.space.repair(self.space.sample(k, rng)))
+        codes = proposals.codes
         hashes = self.space.decode(codes).hashes if len(codes) else []
         fresh = [i for i, h in enumerate(hashes) if h not in self._known and h not in hashes[:i]]
-        marks = np.full(len(codes), -1, dtype=np.int64) if proposals.marks is None else np.asarray(proposals.marks)
+        marks = np.full(len(codes), -1, dtype=np.int64) if proposals.marks is None else proposals.marks
         parents = list(proposals.parents) or [()] * len(codes)
         batch = Batch(
             number=number,
@@ -267,6 +275,7 @@ class Loop:
             hypervolume=volume,
             reference=self.reference,
             end=end,
+            mishaps=self.mishaps,
         )
 
 

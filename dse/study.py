@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from dse import catalogue
-from dse.errors import DseError, Interrupted, StudyChanged, UserError, tell_in_words
+from dse.errors import DseError, Interrupted, StoreError, StoreRefused, StudyChanged, UserError, tell_in_words
 from dse.evaluation import Evaluation
 from dse.execute import Means, make_executor
 from dse.hardware import Accelerator, Device, read_hardware
@@ -39,10 +40,16 @@ from dse.results import Front, Results, check_codes, code_dtype, compare
 from dse.scenario import Scenario
 from dse.space import Space
 from dse.store import DEFAULT_URL, HEARTBEAT_S, EvaluatorRow, Store, StudyRow, open_store
+from dse.store.patience import patiently
 
 SPEC_FORMAT: Final = 1
 DEFAULT_COST_MODELS: Final = ("analytical", "prior")
 DB_VARIABLE: Final = "DSE_DB"
+WAIT_STEP_S: Final = 0.5
+# What a proposer may take for a batch where designs have a limit; surrogates of long histories take minutes.
+ASK_LIMIT_S: Final = 600.0
+# As many designs in a row must fail, and all of their batch, before a study that has worked stops.
+FAILED_IN_A_ROW: Final = 8
 
 Reporter = Callable[[Progress], None]
 
@@ -179,7 +186,7 @@ class Study:
             db: database URL or SQLite path; the environment variable DSE_DB or "mfm-dse.db" here by default.
             executor: "auto", "local", "process" or "ray".
             workers: workers of a pool, 0 for one per core.
-            timeout_s: what one design may take; a design that takes longer three times fails. Not with "local".
+            timeout_s: what one design may take; one that takes longer three times fails. Not with "local".
             worker_memory_bytes: what a worker may take before it is replaced; 0 for an equal share of the machine.
             ray_address: a Ray cluster, "auto" or "HOST:PORT"; None for a local one.
             wait_s: how long to wait while another process runs this study; 0 refuses at once.
@@ -198,11 +205,18 @@ class Study:
         self._db = database(db)
         try:
             row = self._open(store)
-            store.acquire(row.id, self.name)
+            self._acquire(store, row, wait_s)
+            row = store.study(self.name)  # as whoever had it left it
             try:
                 self._drive(store, row, trials, means, report)
-            finally:
+            except StoreError:
+                with suppress(StoreError):  # said already
+                    store.release(row.id)
+                raise
+            except BaseException:
                 store.release(row.id)
+                raise
+            patiently(lambda: store.release(row.id))
             return Results.load(store, self.name)
         finally:
             store.close()
@@ -218,6 +232,21 @@ class Study:
     def front(self, db: str | Path | None = None) -> Front:
         """Return the stored Pareto front."""
         return self.results(db).front()
+
+    def _acquire(self, store: Store, row: StudyRow, wait_s: float) -> None:
+        """Take the lease; while another process has it, try again until ``wait_s`` have passed."""
+        deadline = time.monotonic() + wait_s
+        told = False
+        while True:
+            try:
+                return store.acquire(row.id, self.name)
+            except StoreRefused as refused:
+                if time.monotonic() >= deadline:
+                    raise
+                if not told:
+                    print(f"{refused.message}; waiting for up to {wait_s:g} s", file=sys.stderr, flush=True)  # noqa: T201
+                    told = True
+            time.sleep(min(WAIT_STEP_S, max(0.0, deadline - time.monotonic())))
 
     def _open(self, store: Store) -> StudyRow:
         spec = self.spec()
@@ -248,13 +277,15 @@ class Study:
         recipe = partial(build_evaluation, self.problem.to_json(), self.space.to_json(), self.cost_models)
         workers_pool = make_executor(means, recipe, self.evaluation)
         journal = _StoreJournal(store, row.id, evaluators, code_dtype(self.bound_space))
-        end, progress = "failed", None
+        end, reason, progress = "failed", "", None
         try:
             loop = Loop(
                 self.bound_space, self.goal, self.proposers, workers_pool, journal,
                 seed=self.seed, ask_size=self.ask_size, lag=self.lag,
             )  # fmt: skip
             loop.reference = row.reference
+            if means.timeout_s is not None:
+                loop.ask_limit_s = max(ASK_LIMIT_S, means.timeout_s)
             for batch, groups in _stored_batches(stored, self.bound_space.n_parameters):
                 loop.restore(batch, groups)
             with _stop_on_signal() as stopping, _reporting(self.name, report) as tell, _heartbeat(store, row.id):
@@ -262,17 +293,32 @@ class Study:
                     if loop.reference is not None and journal.reference is None:
                         journal.keep_reference(loop.reference)
                     tell(progress)
-                    _check_not_all_failed(progress, journal)
+                    reason = journal.why_all_failed(progress)
+                    if reason:
+                        end = "stopped"
+                        raise UserError(
+                            reason, "what is done is stored; correct the cost model or the space, then run it again"
+                        )
             end = progress.end if progress is not None else "target reached"
             if stopping():
                 end = "interrupted"
                 raise Interrupted(
                     f"study {self.name!r} was interrupted; {_told(progress)} are stored, run it again to continue"
                 )
+        except StoreRefused:  # another process has taken the study over: it is no longer ours to write
+            raise
+        except StoreError:
+            with suppress(StoreError):  # said already
+                store.update_study(row.id, state="failed", stop_reason="failed")
+            raise
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, Interrupted) else end if reason else "failed"
+            patiently(lambda: store.update_study(row.id, state=state, stop_reason=reason or end))
+            raise
         finally:
             workers_pool.close()
-            state = {"interrupted": "interrupted", "failed": "failed", "stopped": "stopped"}.get(end, "finished")
-            store.update_study(row.id, state=state, stop_reason=end)
+        state = "stopped" if end == "stopped" else "finished"
+        patiently(lambda: store.update_study(row.id, state=state, stop_reason=end))
 
 
 class _StoreJournal:
@@ -281,32 +327,52 @@ class _StoreJournal:
     def __init__(self, store: Store, study_id: int, evaluators: Sequence[EvaluatorRow], codes: np.dtype) -> None:
         self._store, self._study_id, self._evaluators, self._codes = store, study_id, evaluators, codes
         self.reference: np.ndarray | None = None
-        self.first_error = ""
+        self._first_error = ""
+        self._failed_in_a_row = 0
+        self._size = 0
 
     def proposed(self, batch: Batch) -> None:
-        self._store.add_batch(
+        patiently(lambda: self._store.add_batch(
             self._study_id, batch.number, batch.proposer, batch.n_asked, batch.n_proposed, batch.first,
             batch.codes.astype(self._codes), batch.hashes, batch.marks, batch.parents,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def evaluated(self, batch: Batch, start: int, groups: Sequence[MetricBatch], *, is_last: bool) -> None:
         answers = [(e.id, g) for e, g in zip(self._evaluators, groups, strict=True)]
-        self._store.add_metrics(self._study_id, batch.number, batch.first + start, answers, is_last=is_last)
+        patiently(
+            lambda: self._store.add_metrics(self._study_id, batch.number, batch.first + start, answers, is_last=is_last)
+        )
+        failed = np.zeros(len(groups[0]), dtype=bool)
         for group in groups:
-            self.first_error = self.first_error or next(iter(group.errors.values()), "")
+            failed[list(group.errors)] = True
+        if failed.all():
+            first = min((row, text) for group in groups for row, text in group.errors.items())[1]
+            self._first_error = self._first_error or first
+            self._failed_in_a_row += len(failed)
+        else:
+            self._failed_in_a_row, self._first_error = int(failed[::-1].argmin()), ""
+        self._size = len(batch.codes)
+
+    def why_all_failed(self, progress: Progress) -> str:
+        """Return why it is no use to go on: all designs so far have failed, or the last of them; "" if not."""
+        if progress.n_done and progress.n_failed == progress.n_done:
+            return f"all {progress.n_done} designs so far have failed; the first error: {self._first_error}"
+        if self._failed_in_a_row >= max(self._size, FAILED_IN_A_ROW):
+            return f"the last {self._failed_in_a_row} designs have all failed; the first error: {self._first_error}"
+        return ""
 
     def keep_reference(self, reference: np.ndarray) -> None:
         self.reference = reference
-        self._store.update_study(self._study_id, reference=reference)
+        patiently(lambda: self._store.update_study(self._study_id, reference=reference))
 
     def should_stop(self, stopping: Callable[[], bool]) -> bool:
         """Obey the control table: wait while paused, stop when asked, there or by a signal."""
-        request = self._store.take_request(self._study_id)
+        request = patiently(lambda: self._store.take_request(self._study_id))
         if request == "pause":
             self._store.update_study(self._study_id, state="paused")
             while request == "pause" and not stopping():
                 time.sleep(0.2)
-                request = self._store.take_request(self._study_id)
+                request = patiently(lambda: self._store.take_request(self._study_id))
             self._store.update_study(self._study_id, state="running")
         return request == "stop" or stopping()
 
@@ -340,14 +406,6 @@ def _stored_batches(stored: Any, n_parameters: int) -> Iterator[tuple[Batch, lis
             n_evaluated=n_evaluated,
         )
         yield batch, [m.take(rows[:n_evaluated]) for m in stored.metrics]
-
-
-def _check_not_all_failed(progress: Progress, journal: _StoreJournal) -> None:
-    if progress.n_done and progress.n_failed == progress.n_done:
-        raise UserError(
-            f"all {progress.n_done} designs so far have failed; the first error: {journal.first_error}",
-            "the study is stored as it is; correct the cost model or the space, then run it again",
-        )
 
 
 def _told(progress: Progress | None) -> str:
