@@ -147,10 +147,15 @@ def stop(study: str, db: str | None, as_json: bool) -> None:
 
 @click.command(epilog="Example: dse submit study.py --db postgresql://me@base/studies")
 @click.argument("file", type=click.Path())
-@click.option("--to", "address", required=True, metavar="URL", help="The cluster's job server: http://HOST:8265")
 @click.option(
-    "--db", required=True, metavar="URL", help="A database that the cluster reaches; a file by its whole path."
+    "--ray-address",
+    "address",
+    default="http://127.0.0.1:8265",
+    show_default=True,
+    metavar="URL",
+    help="The cluster's job server.",
 )
+@click.option("--db", required=True, metavar="URL", help="A database that the cluster reaches; a file by its path.")
 @click.option("--working-dir", type=click.Path(), metavar="DIR", help="Folder to send along.  [default: the study's]")
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Designs to evaluate.")
 @click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="What one design may take.")

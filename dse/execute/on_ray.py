@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -46,6 +47,7 @@ except ImportError:
     raise UserError("the ray executor needs Ray, which is not installed", "pip install 'mfm-dse[ray]'") from None
 
 IN_FLIGHT: Final = 2
+CONNECT_S: Final = 10.0
 
 
 def ray_executor(
@@ -192,11 +194,18 @@ def _start(address: str | None, workers: int) -> None:
     else:
         options["address"] = address
     try:
+        if address is not None and address != "auto":
+            _knock(address)  # Ray itself tries for minutes
         ray.init(**options)
-    except (ConnectionError, RayError, RuntimeError) as error:
+    except (OSError, RayError, RuntimeError, ValueError) as error:
         if address is None:
             raise
         raise UserError(
             f"there is no Ray cluster at {address!r} that lets us in: {str(error).strip().splitlines()[0]}",
             "see 'ray status' there, and RAY_AUTH_MODE and RAY_AUTH_TOKEN here",
         ) from error
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    socket.create_connection((host, int(port)), timeout=CONNECT_S).close()

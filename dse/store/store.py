@@ -24,6 +24,7 @@ STATES: Final = ("new", "running", "paused", "interrupted", "stopped", "finished
 LEASE_S: Final = 60.0
 HEARTBEAT_S: Final = 15.0
 STALE_S: Final = 3600.0
+_GIVEN_BACK: Final[set[str]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,7 @@ class Store:
             StoreRefused: another process holds it.
         """
         now = time.time()
+        _GIVEN_BACK.discard(self.owner)
         with self._writing() as connection:
             held = connection.execute(
                 select(tables.study.c.lease_owner, tables.study.c.lease_until_s).where(tables.study.c.id == study_id)
@@ -198,7 +200,8 @@ class Store:
             self._renew(connection, study_id)
 
     def release(self, study_id: int) -> None:
-        """Give the lease back, if it is ours."""
+        """Give the lease back, if it is ours; where that cannot be written, this process at least knows."""
+        _GIVEN_BACK.add(self.owner)
         with self._writing() as connection:
             connection.execute(
                 update(tables.study)
@@ -493,7 +496,7 @@ def _is_held(owner: str | None, until_s: float | None, now_s: float) -> bool:
     Of an owner on this machine its process decides, whatever the clock says, for an hour past the lease's end (by then
     the number may be another process's); of one elsewhere the lease's end decides.
     """
-    if not owner or until_s is None:
+    if not owner or until_s is None or owner in _GIVEN_BACK:
         return False
     host, _, rest = owner.partition(":")
     if host != socket.gethostname():
