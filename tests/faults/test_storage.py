@@ -90,7 +90,7 @@ def test_a_full_database_stops_the_study_in_words_and_it_goes_on(tmp_path, undis
 
     def narrow(connection, record):
         listening(connection, record)
-        connection.execute("PRAGMA max_page_count=40")
+        connection.execute("PRAGMA max_page_count=24")
 
     monkeypatch.setattr(opening, "_write_pragmas", narrow)
     with pytest.raises(StoreError, match="disk is full; free some space on its disk; what was acknowledged is kept"):
