@@ -102,8 +102,16 @@ def main():
     for kind in arguments.executors:
         before = os.getloadavg()[0]
         one, two = (wall_s(kind, n, evaluation, recipe, codes, arguments.runs) for n in (1, 2))
-        told = {"executor": kind, "designs": len(codes), "design_s": DESIGN_S, "one_s": round(one, 3), "two_s": round(two, 3),
-                "speed_up": round(one / two, 3), "cores": os.cpu_count(), "load": [round(before, 1), round(os.getloadavg()[0], 1)]}  # fmt: skip  # noqa: E501
+        told = {
+            "executor": kind,
+            "designs": len(codes),
+            "design_s": DESIGN_S,
+            "one_s": round(one, 3),
+            "two_s": round(two, 3),
+            "speed_up": round(one / two, 3),
+            "cores": os.cpu_count(),
+            "load": [round(before, 1), round(os.getloadavg()[0], 1)],
+        }
         print(json.dumps(told), flush=True)
 
 
