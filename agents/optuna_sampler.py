@@ -85,6 +85,7 @@ class OptunaSampler:
             raise unknown("Optuna sampler", kind, _SAMPLERS, "write optuna:tpe, optuna:nsga2, ...")
         self._make, self.window, known = _SAMPLERS[kind]
         self._options = _read_options(rest, known, kind)
+        self._is_genetic = kind in ("nsga2", "nsga3")
         self.name = f"optuna:{options}"
         self._study: optuna.Study | None = None
         self._told = np.empty(0, dtype=np.int64)
@@ -95,8 +96,9 @@ class OptunaSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = self._synchronised(history, view)
-            study.sampler = sampler = self._make(int(rng.integers(2**31)), self._options)
-            _cache_parents(study, sampler)
+            study.sampler = self._make(int(rng.integers(2**31)), self._options)
+            if self._is_genetic:
+                self._cache_parents(study, history.seed)
             trials = [study.ask(view) for _ in range(k)]
             asked = [study.tell(trial, state=TrialState.FAIL) for trial in trials]
         codes = np.array([[int(t.params[label]) for label in history.space.labels] for t in asked])
@@ -105,12 +107,13 @@ class OptunaSampler:
     def _synchronised(self, history: History, view: Mapping[str, BaseDistribution]) -> optuna.Study:
         """Return a study whose finished trials are the history's rows.
 
-        With designs pending, a genetic sampler may have chosen parents that it would choose otherwise today; a study
-        built anew depends on the history alone.
+        With designs pending, or designs of others joining the first generation late, a genetic sampler may have chosen
+        parents that it would choose otherwise today; a study built anew depends on the history alone.
         """
         n = len(self._told)
         extends = n <= len(history) and np.array_equal(self._told, history.numbers[:n])
-        if self._study is None or not extends or len(history.pending_codes):
+        is_stale = len(history.pending_codes) > 0 or (self._is_genetic and bool((history.marks < 0).any()))
+        if self._study is None or not extends or is_stale:
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             directions = [StudyDirection.MINIMIZE] * history.goal.n_objectives
             self._study = optuna.create_study(directions=directions, sampler=RandomSampler(seed=0))
@@ -118,6 +121,25 @@ class OptunaSampler:
         self._study.add_trials([_trial(history, view, row) for row in range(n, len(history))])
         self._told = history.numbers.copy()
         return self._study
+
+    def _cache_parents(self, study: optuna.Study, seed: int) -> None:
+        """Let a genetic sampler choose the parents of each complete generation in turn, NSGA-III by a seed of its own.
+
+        Left alone it recurses from the latest generation to the first, beyond Python's limit after a thousand of them,
+        and draws the parents of a generation in whichever batch first needs them, which a resume cannot know.
+        """
+        first = self._make(0, self._options)
+        assert isinstance(first, NSGAIISampler | NSGAIIISampler)
+        size = first.population_size
+        key = _GENERATION_KEYS[self._make is _nsga3]
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        counts = np.bincount([t.system_attrs[key] for t in finished]) if finished else np.zeros(1, np.int64)
+        last = len(counts) - 1
+        for generation in range(1, last + 1 + (counts[-1] >= size)):
+            drawn = np.random.SeedSequence([seed, generation]).generate_state(1)[0] >> 1
+            sampler = self._make(int(drawn), self._options)
+            assert isinstance(sampler, NSGAIISampler | NSGAIIISampler)
+            sampler.get_parent_population(study, generation)
 
 
 def _trial(history: History, view: Mapping[str, BaseDistribution], row: int) -> FrozenTrial:
@@ -132,20 +154,6 @@ def _trial(history: History, view: Mapping[str, BaseDistribution], row: int) -> 
         system_attrs=dict.fromkeys(_GENERATION_KEYS, max(0, int(history.marks[row]))),
         constraints={"violation": min(violation, _INFEASIBLE_VALUE)},
     )
-
-
-def _cache_parents(study: optuna.Study, sampler: BaseSampler) -> None:
-    """Let a genetic sampler choose the parents of each generation in turn.
-
-    Left alone it recurses from the latest generation to the first, beyond Python's limit after a thousand of them.
-    """
-    if not isinstance(sampler, NSGAIISampler | NSGAIIISampler):
-        return
-    key = _GENERATION_KEYS[isinstance(sampler, NSGAIIISampler)]
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    last = max((t.system_attrs[key] for t in finished), default=0)
-    for generation in range(1, last + 1):
-        sampler.get_parent_population(study, generation)
 
 
 def _generation(trial: FrozenTrial) -> int:

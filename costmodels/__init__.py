@@ -4,6 +4,9 @@ workload.py     sizes: what every operator of every phase reads, computes and wr
 products.py     sizes of the matrix products of a phase; sums.py: elements of vector work, bytes of weights
 systolic.py     one matrix product on a systolic array with tiles: cycles, on-chip and DRAM traffic
 mapper.py       which tiles and loop order move the fewest bytes
+fusion.py       which operators may be fused, and the groups they make; fused_tables.py: groups as arrays
+fused_designs.py  what a batch of designs fuses; groups.py, attention.py: what fused groups do
+totals.py       rows of what a pass adds up
 passes.py       all products of a pass, sized, mapped and run in one compiled loop
 accelerator.py  analytical cost of a model on an accelerator that is being designed
 scalesim.py     one matrix product as SCALE-Sim counts it: cycles, on-chip and DRAM traffic
@@ -12,6 +15,9 @@ device.py       analytical cost of a model on a device that exists, kernel by ke
 kernels.py      latency of one kernel on a device, in closed form; collectives.py: of collectives between devices
 calibration.py  fits the constants of that form to measured kernels; constants.py: who has which
 analytical.py   the hardware cost model "analytical": one of the two, by the problem's hardware
+simulator.py    the hardware cost model "simulated": an accelerator tile by tile; trace.py: its timeline
+simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams.py: vector work; machine.py: the DRAM
+                port and the units that they go through
 outside/        tools of the field, run in their own process, to check single matrix products against
 prior.py        the quality cost model "prior": published tables, with intervals
 """
@@ -25,6 +31,7 @@ from typing import Final
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
     "prior": "costmodels.prior:Prior",
+    "simulated": "costmodels.simulator:Simulated",
 }
 
 OUTSIDE_TOOLS: Final = {
@@ -33,7 +40,10 @@ OUTSIDE_TOOLS: Final = {
 }
 
 # Compiled modules, each after those that it calls.
-_COMPILED: Final = ("products", "sums", "systolic", "mapper", "passes")
+_COMPILED: Final = (
+    "products", "sums", "systolic", "mapper", "groups", "attention", "passes",
+    "machine", "tilesim", "streams", "simpass",
+)  # fmt: skip
 
 
 def _renew_compiled_code() -> None:

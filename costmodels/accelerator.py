@@ -4,7 +4,9 @@ Operators run one after the other. A matrix product takes the longer of its arra
 the traffic that nothing overlaps with (:mod:`costmodels.systolic`, :mod:`costmodels.passes`); tiles and loop order are
 the design's, or the mapper's where it leaves them free (:mod:`costmodels.mapper`). Vector work takes the longer of its
 elementary operations over the lanes (:mod:`costmodels.vector_costs`) and its DRAM traffic. Between operators every
-intermediate result goes through DRAM at 16 bits, attention scores included: nothing is fused.
+intermediate result goes through DRAM at 16 bits, attention scores included, but inside the groups that a design fuses
+(:mod:`costmodels.fusion` says which there are, :mod:`costmodels.groups` and :mod:`costmodels.attention` what they do).
+The reference design fuses nothing: every fusion is a choice whose price, on-chip memory, is part of the search.
 
 Energy is events times constants (:mod:`costmodels.chip`): multiply-accumulates by operand widths, vector operations,
 on-chip reads and writes by memory size, DRAM bits; and the leakage of the whole area over the whole latency.
@@ -12,44 +14,49 @@ on-chip reads and writes by memory size, DRAM bits; and the leakage of the whole
 The breakdown charges a product bound by the array its cycles ("compute") and its exposed traffic, one bound by DRAM its
 traffic alone; traffic is split in proportion to the bytes of weights, cache and activations.
 
-Left out: host, network and DMA set-up, bank conflicts, refresh, on-chip reuse between operators.
+Left out: host, network and DMA set-up, bank conflicts, refresh, on-chip reuse between operators of no common group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from costmodels.breakdown import Ledger
 from costmodels.chip import ENDS, Chip, Events
-from costmodels.passes import (
+from costmodels.fused_designs import AskedPhase, n_forms
+from costmodels.fusion import Partitioner, check_given, form_edges
+from costmodels.groups import N_GROUP_PLANES, VECTOR_OPS, Ask, make_room
+from costmodels.passes import ARRAY_S, N_PLANES, TRAFFIC_S, run_fused_pass, run_pass
+from costmodels.schedule import Schedule
+from costmodels.tables import Gemms, class_of
+from costmodels.totals import (
     ACTIVATION_BYTES,
-    ARRAY_S,
+    ELEMENT_CYCLES,
+    GROUP_VECTOR_OPS,
     KV_BYTES,
     LIVE_BYTES,
     MACS,
-    N_PLANES,
-    SCALED_MACS,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
     TILE_BYTES,
-    TRAFFIC_S,
     WEIGHT_BYTES,
-    run_pass,
 )
-from costmodels.tables import Gemms, class_of
 from costmodels.vector_costs import VectorCoefficients
-from costmodels.workload import PhaseSizes, Sizes, Workload
+from costmodels.workload import PHASES, PhaseSizes, Sizes, Workload
 from dse.canonical import content_hash
 from dse.designs import DesignBatch
 from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
 from dse.problem import Problem
 from dse.protocols import Breakdown
+
+if TYPE_CHECKING:
+    from costmodels.best_fusion import BestFusion
 
 # Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
 # second-level cache; compiled passes have none of them, and larger chunks spread the cost of a call.
@@ -67,8 +74,9 @@ class _Work:
     """One pass of a phase on a chip: its matrix products, vector groups (n, g), and what it appends to the cache.
 
     Attributes:
-        gemms: totals of the products (see :mod:`costmodels.passes`), (10, n).
-        planes: each product's part in them, (10, n, j), or (10, 0, 0) where nobody asks.
+        gemms: totals of the products and groups (see :mod:`costmodels.passes`), (11, n).
+        planes: each product's part in them, (21, n, j), or (21, 0, 0) where nobody asks.
+        groups: what fused groups do.
         vector_compute_s: time in the lanes.
         vector_ops, vector_bytes: elementary operations and DRAM traffic of the vector groups.
         cache_bytes: appended to the cache, (n or 1, 1).
@@ -76,6 +84,7 @@ class _Work:
 
     gemms: np.ndarray
     planes: np.ndarray
+    groups: FusedWork | None
     vector_compute_s: np.ndarray
     vector_ops: np.ndarray
     vector_bytes: np.ndarray
@@ -94,19 +103,41 @@ class _Work:
         """Return all counts of the pass, shape (n,)."""
         found = product_events(self.gemms)
         beside = self.vector_bytes.sum(axis=1) + self.cache_bytes[:, 0]
-        return replace(found, vector_ops=self.vector_ops.sum(axis=1), dram_bits=found.dram_bits + 8 * beside)
+        return replace(
+            found,
+            vector_ops=self.vector_ops.sum(axis=1) + self.gemms[GROUP_VECTOR_OPS],
+            dram_bits=found.dram_bits + 8 * beside,
+        )
 
 
 def product_events(sums: np.ndarray) -> Events:
-    """Return the events of matrix products, from totals (10, n) or planes (10, n, j)."""
+    """Return the events of matrix products, from totals (11, n) or planes (21, n, j), without vector work."""
     return Events(
         macs=sums[MACS],
-        scaled_macs=sums[SCALED_MACS],
+        element_cycles=sums[ELEMENT_CYCLES],
         vector_ops=np.zeros_like(sums[MACS]),
         sram_read_bits=sums[SRAM_READ_BITS],
         sram_write_bits=sums[SRAM_WRITE_BITS],
         dram_bits=8 * (sums[WEIGHT_BYTES] + sums[KV_BYTES] + sums[ACTIVATION_BYTES]),
     )
+
+
+@dataclass(frozen=True)
+class FusedWork:
+    """What the fused groups of a pass do.
+
+    Attributes:
+        labels: names of groups in messages.
+        held_bytes: on-chip memory of the largest group of each label, shape (labels, n).
+        op_labels: (component, class) of every operator of the phase.
+        planes: what each group does, at the operator that leads it (:mod:`costmodels.groups`), shape
+            (17, n, operators); (17, 0, 0) where nobody asks.
+    """
+
+    labels: Sequence[str]
+    held_bytes: np.ndarray
+    op_labels: Sequence[tuple[str, str]]
+    planes: np.ndarray
 
 
 class AcceleratorEvaluator:
@@ -119,10 +150,16 @@ class AcceleratorEvaluator:
     """
 
     metrics: Sequence[str] = METRICS
+    can_fuse = True
 
     def __init__(self, problem: Problem, hardware: Accelerator, version: str) -> None:
         self.problem, self.hardware = problem, hardware
         self.workload = Workload(problem)
+        if problem.fusion:
+            check_given(problem.target, problem.fusion, PHASES)
+            for phase in PHASES:
+                parts = Partitioner(problem.target.graph(phase), problem.target)
+                form_edges(parts, phase, problem.fusion)
         self.fingerprint = content_hash(
             {"model": version, "problem": problem.content_hash, "scenario": problem.scenario.to_json()}
         )
@@ -143,11 +180,43 @@ class AcceleratorEvaluator:
         self._evaluate(batch, ledger)
         return ledger.breakdowns()
 
+    def schedule(self, batch: DesignBatch) -> list[Schedule]:
+        """Return what each design executes in one pass of each phase that has work, as arrays."""
+        chip, sizes = Chip(self.hardware, batch), self.workload.size(batch, with_fusion=self.can_fuse)
+        found = []
+        for phase in sizes.phases:
+            vectors = self.workload.tables(batch.schema).vectors[phase.name]
+            work = self._work(phase, VectorCoefficients.of(vectors.labels), chip, True)
+            n_ops = len(self.problem.target.graph(phase.name).ops)
+            elements = np.broadcast_to(phase.elements, (len(batch), phase.elements.shape[1]))
+            if work.groups is None or phase.fused is None:
+                groups = np.zeros((N_GROUP_PLANES, len(batch), n_ops))
+                group_of = np.broadcast_to(np.arange(n_ops), (len(batch), n_ops))
+            else:
+                groups, group_of = work.groups.planes, phase.fused.group_of()
+            found.append(Schedule(phase.name, work.planes, groups, group_of, elements))
+        return found
+
+    def best_fusion(
+        self, batch: DesignBatch, phase: str, component: str = "decoder", block: int = 1, objective: str = "dram_bytes"
+    ) -> BestFusion:
+        """Return the best partition of a block's edges for a batch of one design; see :mod:`costmodels.best_fusion`.
+
+        Args:
+            batch: the design; its on-chip memory is the budget.
+            phase, component, block: which block.
+            objective: "dram_bytes" or "seconds".
+        """
+        from costmodels.best_fusion import best_fusion
+
+        return best_fusion(self.workload, Chip(self.hardware, batch), batch, phase, component, block, objective)
+
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
         n = len(batch)
-        chip, sizes = Chip(self.hardware, batch), self.workload.size(batch)
+        chip, sizes = Chip(self.hardware, batch), self.workload.size(batch, with_fusion=self.can_fuse)
         seconds = {"encode": np.zeros(n), "prefill": np.zeros(n), "decode": np.zeros(n)}
         events, live, tiles = Events.none(n), np.zeros(n), np.zeros(n)
+        limits = [] if self.can_fuse else self._no_fusion(batch)
         for phase in sizes.phases:
             tables = self.workload.tables(batch.schema)
             coefficients = VectorCoefficients.of(tables.vectors[phase.name].labels)
@@ -156,6 +225,9 @@ class AcceleratorEvaluator:
             events = events.plus(work.events(), self._passes(phase.name))
             live = np.maximum(live, work.gemms[LIVE_BYTES])
             tiles = np.maximum(tiles, work.gemms[TILE_BYTES])
+            limits += _group_limits(work, chip)
+            if phase.fused is not None:
+                limits += _illegal_groups(phase.fused)
             if ledger is not None:
                 labels = tables.gemms[phase.name].labels
                 vector_labels = [(c, class_of(kind)) for c, kind in tables.vectors[phase.name].labels]
@@ -164,14 +236,23 @@ class AcceleratorEvaluator:
         latency = seconds["encode"] + seconds["prefill"] + self._passes("decode") * seconds["decode"]
         if ledger is not None:
             _record_totals(ledger, chip, sizes, live, latency)
-        return self._metrics(chip, sizes, seconds, latency, events, live, tiles)
+        return self._metrics(chip, sizes, seconds, latency, events, live, tiles, limits)
+
+    def _no_fusion(self, batch: DesignBatch) -> list[Limit]:
+        text = "this mode runs operator by operator, the design fuses {needed} forms where {available} can be"
+        return [Limit("n_fused_forms", n_forms(batch).astype(np.float64), np.zeros(len(batch)), text)]
 
     def _work(self, phase: PhaseSizes, vector: VectorCoefficients, chip: Chip, with_planes: bool) -> _Work:
-        gemms, planes = self.run_products(phase.gemms, chip, with_planes)
+        if phase.fused is None:
+            groups = None
+            gemms, planes = self.run_products(phase.gemms, chip, with_planes)
+        else:
+            gemms, planes, groups = _run_fused(phase.gemms, phase.fused, chip, with_planes)
         vector_ops = phase.elements * vector.ops
         return _Work(
             gemms=gemms,
             planes=planes,
+            groups=groups,
             vector_compute_s=vector_ops / (chip.lanes * chip.freq_hz),
             vector_ops=vector_ops,
             vector_bytes=phase.elements * vector.moved_bytes,
@@ -179,7 +260,7 @@ class AcceleratorEvaluator:
         )
 
     def run_products(self, g: Gemms, chip: Chip, with_planes: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return the totals of a pass's matrix products, (10, n), and each one's part, (10, n, j) or (10, 0, 0)."""
+        """Return the totals of a pass's matrix products, (11, n), and each one's part, (21, n, j) or (21, 0, 0)."""
         planes = np.zeros((N_PLANES, len(g.bound.block), len(g.products.kind)) if with_planes else (N_PLANES, 0, 0))
         return run_pass(g.products, g.bound, g.widths, chip.arrays, g.is_weight, g.is_cached, planes), planes
 
@@ -196,6 +277,7 @@ class AcceleratorEvaluator:
         events: Events,
         live: np.ndarray,
         tiles: np.ndarray,
+        group_limits: Sequence[Limit],
     ) -> MetricBatch:
         n = len(latency)
         requests = np.broadcast_to(sizes.requests[:, 0], n)
@@ -226,11 +308,46 @@ class AcceleratorEvaluator:
         }
         limits = [
             Limit("sram_bytes", tiles, chip.sram_bytes, "the tiles need {needed} of on-chip memory of {available}"),
+            *group_limits,
             memory_limit(memory, self.hardware.memory_bytes, self.hardware.name),
             *sizes.limits,
         ]
         broken = [limit for limit in limits if (limit.excess_ratio > 0).any()]
         return MetricBatch(values, n, intervals, dict.fromkeys(values, "analytical"), broken).masked()
+
+
+def _run_fused(g: Gemms, asked: AskedPhase, chip: Chip, with_planes: bool) -> tuple[np.ndarray, np.ndarray, FusedWork]:
+    """Return totals and planes of the products, and what the groups of a pass do."""
+    n, tables = len(g.bound.block), asked.tables
+    planes = np.zeros((N_PLANES, n, len(g.products.kind)) if with_planes else (N_PLANES, 0, 0))
+    ask = Ask(
+        asked.mask, asked.attention, chip.attn_tile_q, chip.attn_tile_kv, np.ascontiguousarray(chip.lanes[:, 0]),
+        asked.skipped_products,
+    )  # fmt: skip
+    held = np.zeros((len(tables.labels), n))
+    group_planes = np.zeros((N_GROUP_PLANES, n, len(tables.op_labels)) if with_planes else (N_GROUP_PLANES, 0, 0))
+    totals = run_fused_pass(
+        g.products, g.bound, g.widths, chip.arrays, g.is_weight, g.is_cached, planes, tables.rows, tables.attentions,
+        ask, make_room(tables.rows), held, group_planes,
+    )  # fmt: skip
+    return totals, planes, FusedWork(tables.labels, held, tables.op_labels, group_planes)
+
+
+def _group_limits(work: _Work, chip: Chip) -> list[Limit]:
+    """Return the law that each group's tiles fit on chip."""
+    if work.groups is None:
+        return []
+    text = "the fused {label} needs {{needed}} of on-chip memory of {{available}}"
+    pairs = zip(work.groups.labels, work.groups.held_bytes, strict=True)
+    return [Limit("sram_bytes", held, chip.sram_bytes, text.format(label=label)) for label, held in pairs]
+
+
+def _illegal_groups(asked: AskedPhase) -> list[Limit]:
+    """Return the laws that forms break together which are legal apart."""
+    return [
+        Limit("n_illegal_groups", (asked.mask[:, c] == mask).astype(np.float64), np.zeros(len(asked.mask)), why)
+        for (c, mask), why in asked.tables.illegal.items()
+    ]
 
 
 def memory_limit(needed: np.ndarray, available: float, name: str) -> Limit:
@@ -251,7 +368,44 @@ def _record(
 ) -> None:
     """Enter one phase: time by what bounds each operator, energy by event."""
     n = len(requests)
-    planes = work.planes
+    _record_products(ledger, phase, gemm_labels, work.planes, None, chip, passes, requests)
+    if work.groups is not None:
+        planes, labels = work.groups.planes, work.groups.op_labels
+        _record_products(ledger, phase, labels, planes, planes[VECTOR_OPS], chip, passes, requests)
+
+    def enter(metric: str, labels: Sequence[tuple[str, str]], kind: str, parts: np.ndarray) -> None:
+        full = np.broadcast_to(parts, (n, len(labels)))
+        ledger.add(metric, [(c, phase, cls, kind) for c, cls in labels], passes * full)
+
+    vector_s = work.vector_s(chip)
+    lanes = work.vector_compute_s >= work.vector_bytes / chip.dram_bytes_per_s
+    enter("latency_s", vector_labels, "compute", np.where(lanes, vector_s, 0.0))
+    enter("latency_s", vector_labels, "activation traffic", np.where(lanes, 0.0, vector_s))
+    vector_j, dram_j = (chip.constant(name, "value") for name in ("vector_j_per_op", "dram_j_per_bit"))
+    enter("energy_j", vector_labels, "compute", vector_j * work.vector_ops / requests)
+    enter("energy_j", vector_labels, "activation traffic", dram_j * 8 * work.vector_bytes / requests)
+    appended = np.broadcast_to(work.cache_bytes, (n, 1))
+    enter("latency_s", [("decoder", "cache")], "kv traffic", appended / chip.dram_bytes_per_s)
+    enter(
+        "energy_j",
+        [("decoder", "cache")],
+        "kv traffic",
+        8 * appended * chip.constant("dram_j_per_bit", "value") / requests,
+    )
+
+
+def _record_products(
+    ledger: Ledger,
+    phase: str,
+    gemm_labels: Sequence[tuple[str, str]],
+    planes: np.ndarray,
+    vector_ops: np.ndarray | None,
+    chip: Chip,
+    passes: float,
+    requests: np.ndarray,
+) -> None:
+    """Enter products, or groups with their vector work: time by what bounds each of them, energy by event."""
+    n = len(requests)
     traffic = {
         "weight traffic": planes[WEIGHT_BYTES],
         "kv traffic": planes[KV_BYTES],
@@ -268,24 +422,12 @@ def _record(
         share = part / np.where(moved > 0, moved, 1.0)
         enter("latency_s", gemm_labels, kind, planes[TRAFFIC_S] * share)
         enter("energy_j", gemm_labels, kind, 8 * part * chip.constant("dram_j_per_bit", "value") / requests)
-    gemm_energy = chip.energy_parts(product_events(planes), "value")
+    events = product_events(planes)
+    if vector_ops is not None:
+        events = replace(events, vector_ops=vector_ops)
+    gemm_energy = chip.energy_parts(events, "value")
     enter("energy_j", gemm_labels, "compute", gemm_energy["compute"] / requests)
     enter("energy_j", gemm_labels, "on-chip memory", gemm_energy["on-chip memory"] / requests)
-    vector_s = work.vector_s(chip)
-    lanes = work.vector_compute_s >= work.vector_bytes / chip.dram_bytes_per_s
-    enter("latency_s", vector_labels, "compute", np.where(lanes, vector_s, 0.0))
-    enter("latency_s", vector_labels, "activation traffic", np.where(lanes, 0.0, vector_s))
-    vector_j, dram_j = (chip.constant(name, "value") for name in ("vector_j_per_op", "dram_j_per_bit"))
-    enter("energy_j", vector_labels, "compute", vector_j * work.vector_ops / requests)
-    enter("energy_j", vector_labels, "activation traffic", dram_j * 8 * work.vector_bytes / requests)
-    appended = np.broadcast_to(work.cache_bytes, (n, 1))
-    enter("latency_s", [("decoder", "cache")], "kv traffic", appended / chip.dram_bytes_per_s)
-    enter(
-        "energy_j",
-        [("decoder", "cache")],
-        "kv traffic",
-        8 * appended * chip.constant("dram_j_per_bit", "value") / requests,
-    )
 
 
 def _record_totals(ledger: Ledger, chip: Chip, sizes: Sizes, live: np.ndarray, latency: np.ndarray) -> None:

@@ -1,7 +1,20 @@
 """The accelerator's hardware fields as arrays, and what its constants make of counts: area and energy.
 
-    mac(a, b) = mac_j (1 - s + s a b / 64)        s: share of multiplication
+    mac(a, b) = mac_j e(a, b)              in an array of fixed 8-bit elements
+                mac_j mac_scalable e(a, b)  in one of scalable elements
     sram(S)   = sram_j (S / anchor)^exponent
+
+with e(a, b) the cycles of an element that one multiply-accumulate takes (:func:`costmodels.systolic.element_cycles`):
+
+    a x b            2 x 2   4 x 4   2 x 8   8 x 8   8 x 16   16 x 16
+    fixed              1       1       1       1       2        4
+    scalable         1/16     1/4     1/4      1       2        4
+
+An element costs the same in every cycle, whatever its mode. A fixed one therefore saves nothing on narrow operands
+(what gated upper bits would save is not sourced and left out), and a scalable one pays ``mac_scalable`` for its
+shifters and adders in every cycle. Synthesised at 45 nm, elements built for one width cost, relative to 8 x 8: 2 x 2
+0.20, 4 x 4 0.41, 16 x 16 2.96 (Bit Fusion's published synthesis, see the constant); a scalable one by this law 0.14,
+0.56, 9.0.
 
 Every figure comes three times: with all constants at their value, at the low, and at the high end of their bands.
 """
@@ -15,7 +28,7 @@ import numpy as np
 
 from costmodels.systolic import INPUT_STATIONARY, OUTPUT_STATIONARY, WEIGHT_STATIONARY, Chips
 from dse.designs import DesignBatch
-from dse.hardware import Accelerator, Constant
+from dse.hardware import Accelerator
 
 ENDS: Final = ("value", "low", "high")
 
@@ -26,14 +39,14 @@ class Events:
 
     Attributes:
         macs: multiply-accumulates.
-        scaled_macs: multiply-accumulates x a_bits x b_bits / 64.
+        element_cycles: cycles that elements of the arrays are busy.
         vector_ops: elementary operations of the vector unit.
         sram_read_bits, sram_write_bits: on-chip traffic.
         dram_bits: DRAM traffic.
     """
 
     macs: np.ndarray
-    scaled_macs: np.ndarray
+    element_cycles: np.ndarray
     vector_ops: np.ndarray
     sram_read_bits: np.ndarray
     sram_write_bits: np.ndarray
@@ -60,6 +73,7 @@ class Chip:
 
         self.freq_hz, self.lanes = column("freq_hz")[:, None], column("vector_lanes")[:, None]
         self.dram_bytes_per_s, self.sram_bytes = column("dram_bytes_per_s")[:, None], column("sram_bytes")
+        self.attn_tile_q, self.attn_tile_kv = column("attn_tile_q"), column("attn_tile_kv")
         order, dataflow = batch["loop_order"], batch["dataflow"]
         at = {axis: np.char.find(order, axis).astype(np.float64) for axis in "mnk"}
         at = {axis: np.where(order == "auto", -1.0, position) for axis, position in at.items()}
@@ -107,12 +121,11 @@ class Chip:
             events: counts, shape (n,) or (n, j).
             end: "value", "low" or "high".
         """
-        share = self._share(end, events)
-        scale = self.sram_scale(end)
-        scale = scale[:, None] if events.sram_read_bits.ndim == 2 else scale
+        scale, element = self.sram_scale(end), self._element_j(end)
+        if events.sram_read_bits.ndim == 2:
+            scale, element = scale[:, None], element[:, None]
         return {
-            "compute": self.constant("mac_j_per_op", end) * ((1 - share) * events.macs + share * events.scaled_macs)
-            + self.constant("vector_j_per_op", end) * events.vector_ops,
+            "compute": element * events.element_cycles + self.constant("vector_j_per_op", end) * events.vector_ops,
             "on-chip memory": scale
             * (
                 self.constant("sram_read_j_per_bit", end) * events.sram_read_bits
@@ -121,13 +134,10 @@ class Chip:
             "dram": self.constant("dram_j_per_bit", end) * events.dram_bits,
         }
 
-    def _share(self, end: str, events: Events) -> np.ndarray | float:
-        """Multiplication's share: a larger one raises energy above 8 x 8 bits and lowers it below."""
-        constant: Constant = self._constants["mac_multiply_ratio"]
-        if end == "value":
-            return constant.value
-        wide = events.scaled_macs > events.macs
-        return np.where(wide == (end == "high"), constant.high, constant.low)
+    def _element_j(self, end: str) -> np.ndarray:
+        """Return the energy of a busy cycle of an element, shape (n,)."""
+        ratio = np.where(self.arrays.is_scalable == 1, self.constant("mac_scalable_energy_ratio", end), 1.0)
+        return ratio * self.constant("mac_j_per_op", end)
 
     def energy(self, events: Events, end: str) -> np.ndarray:
         """Return the energy of events without leakage, in their shape."""

@@ -18,10 +18,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numba import njit
 
+from costmodels.attention import run_attentions
+from costmodels.fused_tables import Attentions, RowGroups
+from costmodels.groups import Ask, Room, run_groups
 from costmodels.mapper import MOST_CUTS, best_tiles
 from costmodels.products import (
     A_BITS,
-    B_BITS,
     B_BYTES,
     COUNT,
     HELD,
@@ -35,18 +37,26 @@ from costmodels.products import (
     Widths,
     size_design,
 )
-from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, pace, run_product
-
-# Rows of the totals of a pass, shape (10, n).
-(
-    SECONDS, WEIGHT_BYTES, KV_BYTES, ACTIVATION_BYTES, MACS, SCALED_MACS, SRAM_READ_BITS, SRAM_WRITE_BITS, LIVE_BYTES,
+from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, element_cycles, pace, run_product
+from costmodels.totals import (
+    ACTIVATION_BYTES,
+    ELEMENT_CYCLES,
+    KV_BYTES,
+    LIVE_BYTES,
+    MACS,
+    N_TOTALS,
+    SECONDS,
+    SRAM_READ_BITS,
+    SRAM_WRITE_BITS,
     TILE_BYTES,
-) = range(10)  # fmt: skip
-N_TOTALS: Final = 10
+    WEIGHT_BYTES,
+)
 
-# Planes of the products of a pass, shape (10, n, j): the first eight as above, then time in and beside the array.
-ARRAY_S, TRAFFIC_S = 8, 9
-N_PLANES: Final = 10
+# Planes of the products of a pass, shape (21, n, j): the first eight as above, time in and beside the array; then how
+# it ran: cycles, tiles and order, bytes of A, of B and of O that crossed to DRAM, on-chip bytes of the tiles.
+ARRAY_S, TRAFFIC_S, CYCLES, TILE_M, TILE_N, TILE_K, AT_M, AT_N, AT_K, A_MOVED, B_MOVED = range(8, 19)
+O_MOVED, HELD_BYTES = 19, 20
+N_PLANES: Final = 21
 
 # Mappings that a design remembers; what falls on the same place is worked out again.
 _REMEMBERED: Final = 1024
@@ -64,13 +74,40 @@ class Known(NamedTuple):
 def run_pass(
     p: Products, b: Bound, w: Widths, c: Chips, is_weight: np.ndarray, is_cached: np.ndarray, planes: np.ndarray
 ) -> np.ndarray:
-    """Return the totals of a pass: sums over its products, of live and tile bytes the largest, shape (10, n).
+    """Return the totals of a pass: sums over its products, of live and tile bytes the largest, shape (11, n).
 
     Args:
         p, b, w: its products, symbols and widths.
         c: chips of the designs.
         is_weight, is_cached: whether B is a weight, or comes from the key-value cache; else activations, shape (j,).
-        planes: filled with what each product adds, shape (10, n, j); of shape (10, 0, 0), not.
+        planes: filled with what each product adds, shape (21, n, j); of shape (21, 0, 0), not.
+    """
+    n_designs = len(b.block)
+    totals = np.zeros((N_TOTALS, n_designs))
+    known = Known(np.full(_REMEMBERED, -1), np.empty((_REMEMBERED, 7)), np.empty((_REMEMBERED, 6)))
+    room, sizes = np.empty((3, 2, MOST_CUTS)), np.empty((N_SIZES, 1, len(p.kind)))
+    skipped = np.zeros((1, len(p.kind)), dtype=np.uint8)
+    for i in range(n_designs):
+        size_design(p, b, w, i, sizes, 0)
+        _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, room, skipped[0])
+    return totals
+
+
+@njit(cache=True)
+def run_fused_pass(
+    p: Products, b: Bound, w: Widths, c: Chips, is_weight: np.ndarray, is_cached: np.ndarray, planes: np.ndarray,
+    g: RowGroups, t: Attentions, ask: Ask, scratch: Room, held: np.ndarray, group_planes: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Return the totals of a pass in which designs fuse operators, shape (11, n); see :func:`run_pass`.
+
+    Args:
+        p, b, w, c, is_weight, is_cached, planes: as for :func:`run_pass`.
+        g, t: the groups that there are.
+        ask: which of them each design fuses.
+        scratch: to work in.
+        held: filled with the on-chip memory that the largest group of each label needs, shape (labels, n).
+        group_planes: filled with what each group does, at the operator that leads it, shape (17, n, operators); of
+            shape (17, 0, 0), not.
     """
     n_designs = len(b.block)
     totals = np.zeros((N_TOTALS, n_designs))
@@ -78,7 +115,11 @@ def run_pass(
     room, sizes = np.empty((3, 2, MOST_CUTS)), np.empty((N_SIZES, 1, len(p.kind)))
     for i in range(n_designs):
         size_design(p, b, w, i, sizes, 0)
-        _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, room)
+        _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, room, ask.skipped[i])
+        lanes = ask.lanes[i]
+        run_groups(i, ask.mask[i], g, sizes, 0, p, b, c, lanes, scratch, totals, held, group_planes)
+        q, kv, runs = ask.tile_q[i], ask.tile_kv[i], ask.attention[i]
+        run_attentions(i, runs, t, sizes, 0, p, b, c, q, kv, lanes, is_cached, totals, held, group_planes)
     return totals
 
 
@@ -86,7 +127,7 @@ def run_pass(
 def run_sizes(
     sizes: np.ndarray, c: Chips, is_weight: np.ndarray, is_cached: np.ndarray, planes: np.ndarray
 ) -> np.ndarray:
-    """Return the totals of products that are sized already, shape (10, n); see :func:`run_pass`.
+    """Return the totals of products that are sized already, shape (11, n); see :func:`run_pass`.
 
     Args:
         sizes: as :func:`costmodels.products.size_products` returns them, shape (9, n, j).
@@ -95,28 +136,31 @@ def run_sizes(
     n_designs = sizes.shape[1]
     totals = np.zeros((N_TOTALS, n_designs))
     known = Known(np.full(_REMEMBERED, -1), np.empty((_REMEMBERED, 7)), np.empty((_REMEMBERED, 6)))
-    room = np.empty((3, 2, MOST_CUTS))
+    room, skipped = np.empty((3, 2, MOST_CUTS)), np.zeros(sizes.shape[2], dtype=np.uint8)
     for i in range(n_designs):
-        _run_design(i, sizes, i, c, is_weight, is_cached, planes, totals, known, room)
+        _run_design(i, sizes, i, c, is_weight, is_cached, planes, totals, known, room, skipped)
     return totals
 
 
 @njit(cache=True)
 def _run_design(
     i: int, sizes: np.ndarray, at_size: int, c: Chips, is_weight: np.ndarray, is_cached: np.ndarray,
-    planes: np.ndarray, totals: np.ndarray, known: Known, room: np.ndarray,
+    planes: np.ndarray, totals: np.ndarray, known: Known, room: np.ndarray, skipped: np.ndarray,
 ) -> None:  # fmt: skip
-    """Run the products of design i, whose sizes are ``sizes[:, at_size]``, and enter them into totals and planes."""
+    """Run the products of design i, whose sizes are ``sizes[:, at_size]``, and enter them into totals and planes.
+
+    Those that are ``skipped`` run in a group.
+    """
     rows, cols, cores, stays = c.rows[i], c.cols[i], c.cores[i], c.stays[i]
     freq, bandwidth = c.freq_hz[i], c.dram_bytes_per_s[i]
     asked = Tiles(c.tile_m[i], c.tile_n[i], c.tile_k[i], c.at_m[i], c.at_n[i], c.at_k[i])
     is_free = min(asked.m, asked.n, asked.k) <= 0.0 or asked.at_m < 0.0
-    seconds = weights = caches = activations = macs = scaled = reads = writes = live = held = 0.0
+    seconds = weights = caches = activations = macs = elements = reads = writes = live = held = 0.0
     for j in range(sizes.shape[2]):
         count, m, k, n = sizes[COUNT, at_size, j], sizes[M, at_size, j], sizes[K, at_size, j], sizes[N, at_size, j]
-        if count <= 0.0:
+        if count <= 0.0 or skipped[j]:
             continue
-        a_bits, b_bits, b_bytes = sizes[A_BITS, at_size, j], sizes[B_BITS, at_size, j], sizes[B_BYTES, at_size, j]
+        a_bits, b_bytes = sizes[A_BITS, at_size, j], sizes[B_BYTES, at_size, j]
         wide, width = sizes[WIDE, at_size, j], sizes[HELD, at_size, j]
         meets = pace(rows, cols, stays, c.is_scalable[i], a_bits, width, wide)
         if is_free:
@@ -144,13 +188,13 @@ def _run_design(
         cache = ran.b_moved if is_cached[j] else 0.0
         activation = ran.a_moved + ran.o_moved + (0.0 if is_weight[j] or is_cached[j] else ran.b_moved)
         work = count * m * k * n
-        scaled_work = work * a_bits * b_bits / 64.0
+        busy = work * element_cycles(c.is_scalable[i], a_bits, width, wide)
         seconds += exposed_s + max(array_s, traffic_s)
         weights += weight
         caches += cache
         activations += activation
         macs += work
-        scaled += scaled_work
+        elements += busy
         reads += ran.sram_read_bits
         writes += ran.sram_write_bits
         live = max(live, count * m * (k * a_bits / 8.0 + n * PLAIN_BYTES))
@@ -160,12 +204,16 @@ def _run_design(
             planes[SECONDS, i, j] = exposed_s + max(array_s, traffic_s)
             planes[WEIGHT_BYTES, i, j], planes[KV_BYTES, i, j] = weight, cache
             planes[ACTIVATION_BYTES, i, j] = activation
-            planes[MACS, i, j], planes[SCALED_MACS, i, j] = work, scaled_work
+            planes[MACS, i, j], planes[ELEMENT_CYCLES, i, j] = work, busy
             planes[SRAM_READ_BITS, i, j], planes[SRAM_WRITE_BITS, i, j] = ran.sram_read_bits, ran.sram_write_bits
             planes[ARRAY_S, i, j] = array_s if bound else 0.0
             planes[TRAFFIC_S, i, j] = exposed_s if bound else exposed_s + traffic_s
+            planes[CYCLES, i, j], planes[HELD_BYTES, i, j] = ran.cycles, ran.tile_bytes
+            planes[TILE_M, i, j], planes[TILE_N, i, j], planes[TILE_K, i, j] = tiles.m, tiles.n, tiles.k
+            planes[AT_M, i, j], planes[AT_N, i, j], planes[AT_K, i, j] = tiles.at_m, tiles.at_n, tiles.at_k
+            planes[A_MOVED, i, j], planes[B_MOVED, i, j], planes[O_MOVED, i, j] = ran.a_moved, ran.b_moved, ran.o_moved
     totals[SECONDS, i], totals[WEIGHT_BYTES, i], totals[KV_BYTES, i] = seconds, weights, caches
-    totals[ACTIVATION_BYTES, i], totals[MACS, i], totals[SCALED_MACS, i] = activations, macs, scaled
+    totals[ACTIVATION_BYTES, i], totals[MACS, i], totals[ELEMENT_CYCLES, i] = activations, macs, elements
     totals[SRAM_READ_BITS, i], totals[SRAM_WRITE_BITS, i] = reads, writes
     totals[LIVE_BYTES, i], totals[TILE_BYTES, i] = live, held
 

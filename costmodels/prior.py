@@ -38,7 +38,8 @@ from typing import Final
 import numpy as np
 
 from costmodels.products import PLAIN_BITS
-from costmodels.tables import Dims, Kept, block_columns, unique_rows
+from costmodels.sums import sum_by_width, sum_weights
+from costmodels.tables import Kept, block_columns, dim_table, unique_rows
 from costmodels.workload import Workload
 from dse.canonical import content_hash
 from dse.designs import DesignBatch
@@ -219,27 +220,21 @@ class PriorEvaluator:
     def _weights(self, batch: DesignBatch) -> _Contribution:
         a, b, c = fits().weight
         at_zero_bits = math.exp(a + c * math.log(self._billions))
-        bits, shares = self._bits(batch, "weight_bits")
-        narrow = bits < PLAIN_BITS
-        loss = np.where(narrow, at_zero_bits * np.exp(-b * bits), 0.0)
         least, most = fits().weight_bits
-        outside = narrow & (~shares.is_supported | (bits < least))
-        return self._by_factor(
-            "weight bits",
-            (loss * shares.share).sum(axis=1),
-            np.any(outside, axis=1),
-            low=(np.where(bits <= most, loss, 0.0) * shares.share).sum(axis=1),
-            high=(np.where(narrow & (bits > most), at_zero_bits * math.exp(-b * most), loss) * shares.share).sum(
-                axis=1
-            ),
-        )
+        widths = np.arange(PLAIN_BITS + 1)
+        narrow = widths < PLAIN_BITS
+        loss = np.where(narrow, at_zero_bits * np.exp(-b * widths), 0.0)
+        low = np.where(widths <= most, loss, 0.0)
+        high = np.where(narrow & (most < widths), at_zero_bits * math.exp(-b * most), loss)
+        found = self._by_width(batch, "weight_bits", narrow & (widths < least), loss, low, high)
+        return self._by_factor("weight bits", found[2], found[0] + found[1] > 0, low=found[3], high=found[4])
 
     def _activations(self, batch: DesignBatch) -> _Contribution:
-        bits, shares = self._bits(batch, "act_bits")
-        narrow = bits < PLAIN_BITS
-        loss = np.where(narrow, fits().act_8 * np.exp(fits().weight[1] * (8 - bits)), 0.0)
-        outside = narrow & (~shares.is_supported | (bits != 8))
-        return self._by_factor("activation bits", (loss * shares.share).sum(axis=1), np.any(outside, axis=1))
+        widths = np.arange(PLAIN_BITS + 1)
+        narrow = widths < PLAIN_BITS
+        loss = np.where(narrow, fits().act_8 * np.exp(fits().weight[1] * (8 - widths)), 0.0)
+        found = self._by_width(batch, "act_bits", narrow & (widths != 8), loss)
+        return self._by_factor("activation bits", found[2], found[0] + found[1] > 0)
 
     def _caches(self, batch: DesignBatch) -> _Contribution:
         total = np.zeros(1)
@@ -254,6 +249,7 @@ class PriorEvaluator:
         p, q, s = fits().pruning
         scale = math.exp(p + s * math.log(self._billions))
         kept = self.workload.tables(batch.schema).kept(batch)
+        kept = kept.full(max(len(kept.heads), len(kept.channels), len(kept.block)))
         least, most = fits().pruning_ratio
         found = []
         for component, weights in self._blocks.items():
@@ -289,11 +285,20 @@ class PriorEvaluator:
         least, most = loss if low is None else low, loss if high is None else high
         return _Contribution(choice, loss, least / self._factor, most * self._factor, outside)
 
-    def _bits(self, batch: DesignBatch, name: str) -> tuple[np.ndarray, _Shares]:
+    def _by_width(self, batch: DesignBatch, name: str, is_beyond: np.ndarray, *tables: np.ndarray) -> np.ndarray:
+        """Return sums over a knob's entries, shape (2 + tables, n or 1).
+
+        Entries that tables do not speak of and that are below 16 bits; entries at widths beyond what was published;
+        then the share-weighted means of what ``tables`` (17,) say of each width, 0 ... 16 bits.
+        """
         key = (name, batch.schema.channel_groups)
         if key not in self._shares:
             self._shares[key] = _entry_shares(batch.schema.fields[name].entries, self.model)
-        return unique_rows(batch[name]).astype(np.float64), self._shares[key]
+        shares = self._shares[key]
+        factors = [~shares.is_supported, np.ones(len(shares.share)), *(shares.share for _ in tables)]
+        by_width = np.stack([np.arange(PLAIN_BITS + 1) < PLAIN_BITS, is_beyond, *tables]).astype(np.float64)
+        bits = np.ascontiguousarray(unique_rows(batch[name]), dtype=np.int64)
+        return sum_by_width(bits, np.stack(factors).astype(np.float64), by_width)
 
 
 @dataclass(frozen=True)
@@ -354,15 +359,14 @@ class _BlockWeights:
             for m in model.modules
             if m.kind is ModuleKind.LINEAR and m.section is Section.BLOCK and m.component == component
         ]
-        self._in, self._out = Dims([m.in_dim for m in inside]), Dims([m.out_dim for m in inside])
+        self._in, self._out = dim_table([m.in_dim for m in inside]), dim_table([m.out_dim for m in inside])
         self._copies = np.array([m.n_copies for m in inside], dtype=np.float64)
         self._block = block_columns(inside, model)
         self._whole = sum(_n_weights(model, m) for m in inside)
 
     def pruned_ratio(self, kept: Kept) -> np.ndarray:
         """Return the share of weights that is gone, shape (n or 1,)."""
-        size = self._in.size(kept, self._block) * self._out.size(kept, self._block) * self._copies
-        left = (size * kept.block[:, self._block]).sum(axis=1)
+        left = sum_weights(self._block, self._in, self._out, self._copies, kept.heads, kept.channels, kept.block)
         return np.maximum(1 - left / self._whole, 0.0)
 
 

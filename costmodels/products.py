@@ -5,7 +5,9 @@ Every product is brought to one form, ``count`` products O[m, n] = A[m, k] B[k, 
     linear         A activations, B weight. Of experts, ``count`` is the expected number that the rows touch,
                    E (1 - (1 - k/E)^rows) under uniform independent routing, each with an equal share of the rows;
                    of a block-diagonal weight (absorbed latent attention), one product per head
-    score, value   one product per sequence and key-value head; the query heads that share it are stacked in m
+    score, value   one product per sequence and key-value head; the query heads that share it are stacked in m. Under a
+                   window of w < L positions, L / w products of w rows and w positions each: every position is read,
+                   once (a sliding window's rows may need those before it again, which is left out)
 
 The loop works on scalars, so a formula stands here as it is written on paper; numpy would need some forty temporaries
 of (designs, operators). Records of arrays are passed per design, not per product: each pass counts references. No
@@ -44,6 +46,7 @@ class Products(NamedTuple):
         share: part of the output channels in each channel group, shape (j, c).
         act: act-bits column, shape (j,).
         cache: cache-bits column: of keys at 0 ... , of values behind them, shape (j,).
+        windowed: whether attention looks at a window, shape (j,).
     """
 
     kind: np.ndarray
@@ -60,6 +63,7 @@ class Products(NamedTuple):
     share: np.ndarray
     act: np.ndarray
     cache: np.ndarray
+    windowed: np.ndarray
 
 
 class Bound(NamedTuple):
@@ -116,6 +120,12 @@ def held_bits(width: float) -> float:
 
 
 @njit(cache=True)
+def window_parts(length: float, span: float) -> float:
+    """Return how many windows the rows of a sequence fill; one where there are fewer rows than positions (decode)."""
+    return length / span if 0.0 < span < length else 1.0
+
+
+@njit(cache=True)
 def size_design(p: Products, b: Bound, w: Widths, i: int, out: np.ndarray, at: int) -> None:
     """Write the sizes of the products of design i to ``out[:, at, :]``, planes as :func:`size_products` has them."""
     kind, block, rows_at, span_at, weight_at, act_at, cache_at = (
@@ -127,7 +137,8 @@ def size_design(p: Products, b: Bound, w: Widths, i: int, out: np.ndarray, at: i
         p.act,
         p.cache,
     )
-    k_of, n_of, queries_of, kv_heads_of, copies, active, shares = (
+    windowed, k_of, n_of, queries_of, kv_heads_of, copies, active, shares = (
+        p.windowed,
         p.k,
         p.n,
         p.heads,
@@ -163,6 +174,9 @@ def size_design(p: Products, b: Bound, w: Widths, i: int, out: np.ndarray, at: i
             a_bits = act_bits[act_at[j]]
         else:
             kv_heads, span = _size(kv_heads_of, j, heads, channels), spans[span_at[j]]
+            if windowed[j]:
+                parts = window_parts(length, span)
+                length, number = length / parts, number * parts
             if kind[j] == SCORE:
                 n = span
             else:

@@ -31,26 +31,24 @@ import numpy as np
 
 from costmodels.accelerator import AcceleratorEvaluator
 from costmodels.chip import Chip
-from costmodels.passes import (
+from costmodels.passes import ARRAY_S, N_PLANES, TRAFFIC_S
+from costmodels.products import A_BITS, B_BYTES, COUNT, K, M, N
+from costmodels.scalesim import N_SETS, count, fold
+from costmodels.systolic import ACCUMULATOR_BYTES, OUTPUT_STATIONARY, PLAIN_BYTES, cycles_per_mac
+from costmodels.tables import Gemms
+from costmodels.totals import (
     ACTIVATION_BYTES,
-    ARRAY_S,
+    ELEMENT_CYCLES,
     KV_BYTES,
     LIVE_BYTES,
     MACS,
-    N_PLANES,
     N_TOTALS,
-    SCALED_MACS,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
     TILE_BYTES,
-    TRAFFIC_S,
     WEIGHT_BYTES,
 )
-from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, K, M, N
-from costmodels.scalesim import N_SETS, count, fold
-from costmodels.systolic import ACCUMULATOR_BYTES, OUTPUT_STATIONARY, PLAIN_BYTES
-from costmodels.tables import Gemms
 
 N_BUFFERS = 3
 
@@ -123,6 +121,8 @@ def serial_products(sizes: np.ndarray, chip: Chip) -> SerialProducts:
 class SerialEvaluator(AcceleratorEvaluator):
     """The analytical model in its mode ``scalesim``, for one problem on an accelerator template."""
 
+    can_fuse = False
+
     def run_products(self, g: Gemms, chip: Chip, with_planes: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return totals and planes of a pass; see :class:`~costmodels.accelerator.AcceleratorEvaluator`."""
         del with_planes  # they are made in any case
@@ -131,12 +131,12 @@ class SerialEvaluator(AcceleratorEvaluator):
         moved = ran.a_moved + ran.b_moved + ran.o_moved
         array_s, traffic_s = ran.cycles / chip.freq_hz, moved / chip.dram_bytes_per_s
         macs = sizes[COUNT] * sizes[M] * sizes[N] * sizes[K]
-        planes = np.empty((N_PLANES, *moved.shape))
+        planes = np.zeros((N_PLANES, *moved.shape))
         planes[SECONDS] = np.maximum(array_s, traffic_s)
         planes[WEIGHT_BYTES] = ran.b_moved * g.is_weight
         planes[KV_BYTES] = ran.b_moved * (~g.is_weight & g.is_cached)
         planes[ACTIVATION_BYTES] = moved - planes[WEIGHT_BYTES] - planes[KV_BYTES]
-        planes[MACS], planes[SCALED_MACS] = macs, macs * sizes[A_BITS] * sizes[B_BITS] / 64.0
+        planes[MACS], planes[ELEMENT_CYCLES] = macs, macs * cycles_per_mac(sizes, chip.arrays.is_scalable)
         planes[SRAM_READ_BITS], planes[SRAM_WRITE_BITS] = ran.sram_read_bits, ran.sram_write_bits
         is_bound = array_s >= traffic_s
         planes[ARRAY_S], planes[TRAFFIC_S] = np.where(is_bound, array_s, 0.0), np.where(is_bound, 0.0, traffic_s)

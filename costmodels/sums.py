@@ -35,7 +35,7 @@ class Matrices(NamedTuple):
 @njit(cache=True)
 def sum_elements(
     group: np.ndarray, block: np.ndarray, size: np.ndarray, n_groups: int,
-    heads: np.ndarray, channels: np.ndarray, runs: np.ndarray,
+    heads: np.ndarray, channels: np.ndarray, runs: np.ndarray, skipped: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """Return the elements per row of vector groups, shape (n, n_groups).
 
@@ -44,10 +44,14 @@ def sum_elements(
         size: its elements as (fixed, per head, per channel), shape (e, 3).
         n_groups: number of groups.
         heads, channels, runs: what pruning leaves of each block, shape (n, b + 1).
+        skipped: entries that are left out, shape (n, e), or (1, e) for all designs alike.
     """
     out = np.zeros((len(heads), n_groups))
     for i in range(len(heads)):
+        row = i if len(skipped) > 1 else 0
         for e in range(len(group)):
+            if skipped[row, e]:
+                continue
             at = block[e]
             out[i, group[e]] += runs[i, at] * (size[e, 0] + size[e, 1] * heads[i, at] + size[e, 2] * channels[i, at])
     return out
@@ -83,4 +87,45 @@ def sum_stored_bytes(
                 per_channel += shares[j, x] * (grouped * bits + groups * beside)
             total += per_channel * across * (copies[j] * runs[i, at])
         out[i] = total / 8.0
+    return out
+
+
+@njit(cache=True)
+def sum_weights(
+    block: np.ndarray, inner: np.ndarray, outer: np.ndarray, copies: np.ndarray,
+    heads: np.ndarray, channels: np.ndarray, runs: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Return the elements of all matrices that pruning leaves, shape (n,).
+
+    Args:
+        block, copies: block column and copies of each matrix, shape (j,).
+        inner, outer: its sides as (fixed, per head, per channel), shape (j, 3).
+        heads, channels, runs: what pruning leaves of each block, shape (n, b + 1).
+    """
+    out = np.zeros(len(heads))
+    for i in range(len(heads)):
+        for j in range(len(block)):
+            at = block[j]
+            h, c = heads[i, at], channels[i, at]
+            rows = inner[j, 0] + inner[j, 1] * h + inner[j, 2] * c
+            cols = outer[j, 0] + outer[j, 1] * h + outer[j, 2] * c
+            out[i] += rows * cols * copies[j] * runs[i, at]
+    return out
+
+
+@njit(cache=True)
+def sum_by_width(bits: np.ndarray, share: np.ndarray, by_width: np.ndarray) -> np.ndarray:
+    """Return sums over the entries of a knob of what their widths stand for, shape (t, n).
+
+    Args:
+        bits: whole numbers up to 16, shape (n, g).
+        share: factor of each entry and table, shape (t, g).
+        by_width: what 0, 1, ... 16 bits stand for in each table, shape (t, 17).
+    """
+    out = np.zeros((len(share), len(bits)))
+    for i in range(len(bits)):
+        for j in range(share.shape[1]):
+            width = bits[i, j]
+            for t in range(len(share)):
+                out[t, i] += share[t, j] * by_width[t, width]
     return out

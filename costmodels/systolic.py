@@ -50,7 +50,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numba import njit
 
-from costmodels.products import PLAIN_BITS, ceil, held_bits
+from costmodels.products import A_BITS, HELD, PLAIN_BITS, WIDE, ceil, held_bits
 
 ACCUMULATOR_BYTES: Final = 4.0
 PLAIN_BYTES: Final = PLAIN_BITS / 8
@@ -144,13 +144,33 @@ def floor(x: float) -> float:
 
 
 @njit(cache=True)
+def element_cycles(is_scalable: int, a_bits: float, held: float, wide: float) -> float:
+    """Return the cycles of one element that a multiply-accumulate takes, a fraction where several share an element."""
+    if is_scalable:
+        return held_bits(a_bits) * held / 64.0
+    return (2.0 if a_bits > 8.0 else 1.0) * (1.0 + wide)
+
+
+@njit(cache=True)
+def cycles_per_mac(sizes: np.ndarray, is_scalable: np.ndarray) -> np.ndarray:
+    """Return :func:`element_cycles` of sized products, shape (n, j).
+
+    Args:
+        sizes: as :func:`costmodels.products.size_products` returns them, shape (9, n, j).
+        is_scalable: of the array of each design, shape (n,).
+    """
+    found = np.empty((sizes.shape[1], sizes.shape[2]))
+    for i in range(sizes.shape[1]):
+        for j in range(sizes.shape[2]):
+            found[i, j] = element_cycles(is_scalable[i], sizes[A_BITS, i, j], sizes[HELD, i, j], sizes[WIDE, i, j])
+    return found
+
+
+@njit(cache=True)
 def pace(rows: float, cols: float, stays: int, is_scalable: int, a_bits: float, held: float, wide: float) -> Pace:
     """Return fold sizes and cycles for operand widths (``held`` and ``wide`` as size_products gives them)."""
-    if is_scalable:
-        work = held_bits(a_bits) * held / 64.0
-        slots, packed = (work, 1.0) if work > 1.0 else (1.0, 1.0 / work)
-    else:
-        slots, packed = (2.0 if a_bits > 8.0 else 1.0) * (1.0 + wide), 1.0
+    work = element_cycles(is_scalable, a_bits, held, wide)
+    slots, packed = (work, 1.0) if work > 1.0 else (1.0, 1.0 / work)
     if stays == OUTPUT_STATIONARY:
         return Pace(rows, cols, 1.0, slots / packed, rows)
     # Loading the operand that stays takes a cycle per row at 8 bits.

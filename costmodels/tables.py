@@ -137,6 +137,7 @@ class GemmTable:
         products: all of them as arrays.
         is_weight: whether B is a weight (else keys or values), shape (j,).
         is_cached: whether B comes from the key-value cache, shape (j,).
+        row_symbols: symbols of the columns of bound rows.
     """
 
     def __init__(self, graph: Graph, model: Model, schema: Schema, role: str) -> None:
@@ -145,7 +146,9 @@ class GemmTable:
         self.labels = [(op.component, class_of(op.kind)) for op in ops]
         self.is_weight = np.array([op.kind is OpKind.LINEAR for op in ops], dtype=bool)
         self.is_cached = np.array([op.cached for op in ops], dtype=bool)
-        self._rows, rows = distinct([op.rows for op in ops])
+        # Those of vector work too: fused groups may have no product.
+        self.row_symbols, rows = distinct([op.rows for op in (*ops, *graph.ops)])
+        rows = np.ascontiguousarray(rows[: len(ops)])
         self._spans, span = distinct([(op.span, op.window, op.chunked) for op in ops])
         self._masks, self._mask = distinct([(op.rows, op.span, op.window, op.chunked, op.causal) for op in ops])
         weight, share = weight_columns(modules, schema, role)
@@ -164,6 +167,7 @@ class GemmTable:
             share=share,
             act=_act_columns(ops, schema, role),
             cache=_cache_columns(ops, schema, role),
+            windowed=np.array([op.window > 0 for op in ops], dtype=bool),
         )
         self.is_expert = self.products.copies > 1
         of_block = np.bincount(self.products.block[self.is_expert], minlength=int(self.products.block.max()) + 1)
@@ -172,7 +176,7 @@ class GemmTable:
     def size(self, kept: Kept, bound: Binding, widths: Widths) -> Gemms:
         """Return the products for a batch of designs."""
         n = len(widths.weight)
-        rows = [bound.rows(symbol) for symbol in self._rows]
+        rows = [bound.rows(symbol) for symbol in self.row_symbols]
         numbers = Bound(
             heads=full(kept.heads, n),
             channels=full(kept.channels, n),
@@ -224,25 +228,44 @@ class VectorTable:
         self._groups, index = distinct(keys)
         self.labels = [(g.component, g.kind) for g in self._groups]
         sizes: dict[tuple[int, int], np.ndarray] = {}
-        for op, group, column in zip(ops, index, block_columns(ops, model), strict=True):
-            size = (op.heads if op.kind is OpKind.SOFTMAX else op.n).times(op.n_active)
+        whole = [(op.heads if op.kind is OpKind.SOFTMAX else op.n).times(op.n_active) for op in ops]
+        self._each = (index, block_columns(ops, model), dim_table(whole))
+        for size, group, column in zip(whole, index, self._each[1], strict=True):
             at = (int(group), int(column))
             sizes[at] = sizes.get(at, np.zeros(3)) + np.array(tuple(size), dtype=np.float64)
         entries = np.array(list(sizes), dtype=np.int64).reshape(-1, 2)
         self._group, self._block = np.ascontiguousarray(entries[:, 0]), np.ascontiguousarray(entries[:, 1])
         self._size = np.array(list(sizes.values())).reshape(-1, 3)
 
-    def elements(self, kept: Kept, bound: Binding) -> np.ndarray:
-        """Return the elements that each group writes, shape (n, g), where ``kept`` has n rows."""
+    def elements(self, kept: Kept, bound: Binding, skipped: np.ndarray | None = None) -> np.ndarray:
+        """Return the elements that each group writes, shape (n, g), where ``kept`` has n rows.
+
+        Args:
+            kept: what pruning leaves.
+            bound: what symbols are bound to.
+            skipped: operators that run in fused groups, shape (n, operators); None for none.
+        """
         if not self._groups:
             return np.zeros((1, 0))
-        per_row = sum_elements(
-            self._group, self._block, self._size, len(self._groups), kept.heads, kept.channels, kept.block
-        )
+        entries = (self._group, self._block, self._size) if skipped is None else self._each
+        skips = np.zeros((1, len(entries[0])), dtype=np.uint8) if skipped is None else skipped
+        group, block, size = entries
+        per_row = sum_elements(group, block, size, len(self._groups), kept.heads, kept.channels, kept.block, skips)
+        return per_row * self._per_row(bound)
+
+    def each(self, sizes: Bound, bound: Binding) -> np.ndarray:
+        """Return the elements that each operator writes, in the order of the graph, shape (n, operators)."""
+        group, block, size = self._each
+        alone, none = np.arange(len(group)), np.zeros((1, len(group)), dtype=np.uint8)
+        per_row = sum_elements(alone, block, size, len(group), sizes.heads, sizes.channels, sizes.block, none)
+        return per_row * self._per_row(bound)[:, group]
+
+    def _per_row(self, bound: Binding) -> np.ndarray:
+        """Return rows x span of each group, shape (n or 1, g)."""
         rows = [bound.rows(g.rows) for g in self._groups]
         total = beside([r.per_sequence * r.sequences for r in rows])
         span = beside([bound.span(*g.span) if g.span[0] else _ONE for g in self._groups])
-        return per_row * total * span
+        return np.asarray(total * span)
 
 
 def _span_of(op: Op) -> tuple[str, int, bool]:

@@ -13,13 +13,15 @@ Left out: paging and fragmentation of the cache, padding, the host's own preproc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 
+from costmodels.fused_designs import AskedPhase, asked_phase, n_forms
+from costmodels.fused_tables import FusedTables, fused_tables
 from costmodels.products import Widths
 from costmodels.sums import Matrices, sum_stored_bytes
 from costmodels.tables import (
@@ -59,6 +61,7 @@ class PhaseSizes:
         gemms: its matrix products.
         elements: elements that each vector group writes, shape (n or 1, g).
         cache_bytes: bytes it appends to the key-value cache, shape (n or 1, 1).
+        fused: what it runs in fused groups, None for nothing.
     """
 
     name: str
@@ -66,6 +69,7 @@ class PhaseSizes:
     gemms: Gemms
     elements: np.ndarray
     cache_bytes: np.ndarray
+    fused: AskedPhase | None = None
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,16 @@ class Workload:
         """Return the arrays over operators and modules for a schema (they differ by its channel groups alone)."""
         tables = self._prepared.get(schema.channel_groups)
         if tables is None:
-            tables = self._prepared[schema.channel_groups] = _Tables(self.model, schema, self.role)
+            tables = self._prepared[schema.channel_groups] = _Tables(self.model, schema, self.role, self.problem.fusion)
         return tables
 
-    def size(self, batch: DesignBatch) -> Sizes:
-        """Return the sizes of a batch of designs."""
+    def size(self, batch: DesignBatch, *, with_fusion: bool = False) -> Sizes:
+        """Return the sizes of a batch of designs.
+
+        Args:
+            batch: the designs.
+            with_fusion: whether operators that designs fuse are set apart; otherwise all run alone.
+        """
         tables = self.tables(batch.schema)
         kept = tables.kept(batch).full(len(batch))
         tokens = _Tokens(self, batch)
@@ -129,14 +138,16 @@ class Workload:
         widths = bind_widths(batch, form)
         cached = tables.positions.per_position(widths, kept, form)
         phases = []
+        fuses = with_fusion and bool(n_forms(batch).any())
         for name, gemms in tables.gemms.items():
             passes = self.passes(name)
             if not passes:
                 continue
             bound = _Bound(tokens, name, self.problem.scenario.output_tokens)
-            elements = tables.vectors[name].elements(running, bound)
+            fused = asked_phase(batch, self.role, tables.fused(name)) if fuses else None
+            elements = tables.vectors[name].elements(running, bound, fused.skipped_vectors if fused else None)
             appended = self._appended(name, bound, tables.positions.by_rows(cached))
-            phases.append(PhaseSizes(name, passes, gemms.size(running, bound, widths), elements, appended))
+            phases.append(PhaseSizes(name, passes, gemms.size(running, bound, widths), elements, appended, fused))
         n = len(batch)
         return Sizes(
             phases=phases,
@@ -202,8 +213,11 @@ class Workload:
 class _Tables:
     """Arrays over operators, modules and blocks of one model under one schema."""
 
-    def __init__(self, model: Model, schema: Schema, role: str) -> None:
-        self._role = role
+    def __init__(
+        self, model: Model, schema: Schema, role: str, fusion: Mapping[str, Sequence[tuple[str, str]]]
+    ) -> None:
+        self._role, self._model, self._fusion = role, model, fusion
+        self._fused: dict[str, FusedTables] = {}
         graphs = {phase: model.graph(phase) for phase in PHASES}
         self.gemms = {p: GemmTable(g, model, schema, role) for p, g in graphs.items() if g.ops}
         self.vectors = {p: VectorTable(g, model) for p, g in graphs.items() if g.ops}
@@ -216,6 +230,13 @@ class _Tables:
         self._columns = {
             name: _block_entries(schema, name, model, role) for name in ("head_keep", "ffn_keep", "block_keep")
         }
+
+    def fused(self, phase: str) -> FusedTables:
+        """Return the groups of a phase that designs may fuse, made when first asked for."""
+        if phase not in self._fused:
+            columns = {symbol: x for x, symbol in enumerate(self.gemms[phase].row_symbols)}
+            self._fused[phase] = fused_tables(self._model.graph(phase), self._model, columns, self._fusion)
+        return self._fused[phase]
 
     def kept(self, batch: DesignBatch) -> Kept:
         """Return the units that pruning leaves: the kept fraction, rounded up to whole units."""

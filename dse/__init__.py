@@ -16,6 +16,7 @@ _HOME = {
     "Choice": "dse.params",
     "Float": "dse.params",
     "Int": "dse.params",
+    "Plateau": "dse.stopping",
     "Scenario": "dse.scenario",
     "Space": "dse.space",
     "Study": "dse.study",
@@ -24,7 +25,18 @@ _HOME = {
     "read_model": "dse.model",
 }
 
-__all__ = ["Choice", "Float", "Int", "Scenario", "Space", "Study", "WeightFormat", "read_hardware", "read_model"]
+__all__ = [
+    "Choice",
+    "Float",
+    "Int",
+    "Plateau",
+    "Scenario",
+    "Space",
+    "Study",
+    "WeightFormat",
+    "read_hardware",
+    "read_model",
+]
 
 if TYPE_CHECKING:
     from dse.hardware import read_hardware
@@ -33,6 +45,7 @@ if TYPE_CHECKING:
     from dse.problem import WeightFormat
     from dse.scenario import Scenario
     from dse.space import Space
+    from dse.stopping import Plateau
     from dse.study import Study
 
 

@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import Calibrator, CostModel, Exporter, OutsideTool, Proposer
+from dse.protocols import Calibrator, CostModel, Exporter, OutsideTool, Proposer, Tracer
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
@@ -104,6 +104,19 @@ def calibrator() -> Calibrator:
         if isinstance(model, Calibrator):
             return model
     raise UserError("no cost model takes measurements of devices", "'dse doctor' shows which are installed")
+
+
+def tracer() -> Tracer:
+    """Return the first cost model, by name, that draws designs over time.
+
+    Raises:
+        UserError: none does.
+    """
+    for name in sorted(listing("cost model")):
+        model = _load("cost model", name)
+        if isinstance(model, Tracer):
+            return model
+    raise UserError("no cost model draws designs over time", "'dse doctor' shows which are installed")
 
 
 def proposer(name: str) -> Proposer:

@@ -97,29 +97,55 @@ class DesignBatch:
         A knob at its default is left out, so that knobs which later versions add do not change the hashes of designs
         that leave them alone. What the hardware or the scenario gives has no default and is always in.
         """
-        seed = self.schema.content_hash.encode()
-        parts: list[list[bytes]] = [[] for _ in range(self.n)]
-        for name in sorted(self._arrays):
-            table, label = self._bytes(name), name.encode()
-            for row in self._rows_off_default(name):
-                parts[row] += (label, table[row].tobytes())
-        return [hashlib.blake2b(b"\0".join(row), digest_size=HASH_BYTES, key=seed).digest() for row in parts]
+        names = sorted(self._arrays)
+        given = np.stack([self._is_off_default(name) for name in names], axis=1)
+        pieces = {name: self._piece(name) for j, name in enumerate(names) if given[:, j].any()}
+        keyed = hashlib.blake2b(digest_size=HASH_BYTES, key=self.schema.content_hash.encode())
+        found = [b""] * self.n
+        # Rows that leave the same knobs alone are laid out alike: one table of bytes for all of them.
+        keys = np.packbits(given, axis=1)
+        alike: dict[bytes, list[int]] = {}
+        for row in range(self.n):
+            alike.setdefault(keys[row].tobytes(), []).append(row)
+        for rows in alike.values():
+            chosen = [pieces[name] for name, on in zip(names, given[rows[0]], strict=True) if on]
+            table = np.concatenate([np.empty((self.n, 0), np.uint8), *chosen], axis=1)
+            width = max(table.shape[1] - 1, 0)  # no separator behind the last one
+            for row in rows:
+                one = keyed.copy()
+                one.update(table[row, :width].data)
+                found[row] = one.digest()
+        return found
 
-    def _rows_off_default(self, name: str) -> list[int]:
+    def _is_off_default(self, name: str) -> np.ndarray:
+        """Return which rows have another value than the knob's default, boolean, shape (n,)."""
         default, array = self.schema.fields[name].knob.default, self._arrays[name]
         if default is None:
-            return list(range(self.n))
-        off: np.ndarray = array != default
-        return np.flatnonzero(off if off.ndim == 1 else off.any(axis=1)).tolist()
+            return np.ones(self.n, dtype=bool)
+        shared = array.strides[0] == 0
+        off: np.ndarray = (array[:1] if shared else array) != default
+        return np.broadcast_to(off if off.ndim == 1 else off.any(axis=1), self.n)
 
-    def _bytes(self, name: str) -> np.ndarray:
+    def _piece(self, name: str) -> np.ndarray:
+        r"""Return what a knob adds to the bytes that are hashed, NAME \0 VALUES \0, shape (n, bytes)."""
         array = self._arrays[name]
+        if self.n and array.strides[0] == 0:
+            values = np.broadcast_to(self._bytes(array[:1]), (self.n, self._bytes(array[:1]).shape[1]))
+        else:
+            values = self._bytes(array)
+        label = np.frombuffer(name.encode() + b"\0", dtype=np.uint8)
+        end = np.zeros((self.n, 1), dtype=np.uint8)
+        return np.concatenate([np.broadcast_to(label, (self.n, len(label))), values, end], axis=1)
+
+    @staticmethod
+    def _bytes(array: np.ndarray) -> np.ndarray:
         if array.dtype.kind == "U":
             # Fixed 64 bytes: the width of a numpy text array depends on its longest row, a hash must not.
             array = np.char.encode(array, "utf-8").astype("S64")
         elif array.dtype.kind == "f":
             array = array + 0.0  # -0.0 and 0.0 are one value
-        return np.ascontiguousarray(array).view(np.uint8).reshape(self.n, -1)
+        array = np.ascontiguousarray(array)
+        return array.view(np.uint8).reshape(len(array), array[:1].nbytes)
 
 
 class Design:

@@ -33,6 +33,9 @@ ACCELERATOR_FIELDS: Final = (
     "mac_array", "tile_m", "tile_n", "tile_k", "loop_order",
 )  # fmt: skip
 
+# What templates may leave out: then the knob's own default holds.
+OPTIONAL_FIELDS: Final = ("attn_tile_q", "attn_tile_kv")
+
 # How a constant follows its template to another node: by the rule for logic, not at all because the rule does not cover
 # it, or left alone because it belongs to no node (ratios, sizes) or to another chip (DRAM).
 LOGIC_ENERGY: Final = ("mac_j_per_op", "vector_j_per_op")
@@ -42,7 +45,7 @@ AT_THEIR_NODE: Final = (
 )  # fmt: skip
 
 CONSTANTS: Final = (
-    "mac_j_per_op", "mac_multiply_ratio", "vector_j_per_op", "sram_read_j_per_bit", "sram_write_j_per_bit",
+    "mac_j_per_op", "mac_scalable_energy_ratio", "vector_j_per_op", "sram_read_j_per_bit", "sram_write_j_per_bit",
     "sram_anchor_bytes", "sram_energy_exponent", "dram_j_per_bit", "leakage_w_per_mm2",
     "pe_mm2_per_unit", "pe_scalable_area_ratio", "vector_lane_mm2_per_unit", "sram_mm2_per_byte", "phy_mm2_per_unit",
 )  # fmt: skip
@@ -307,7 +310,7 @@ def _read_accelerator(document: Mapping[str, Any], where: str) -> Accelerator:
     _check_keys(document, {"type", "name", "title", "note", "memory_bytes", "node_nm", "voltage_v", "process",
                            "reference", "constants", "source"}, where)  # fmt: skip
     reference = document.get("reference", {})
-    _check_keys(reference, set(ACCELERATOR_FIELDS), f"{where} [reference]")
+    _check_keys(reference, {*ACCELERATOR_FIELDS, *OPTIONAL_FIELDS}, f"{where} [reference]")
     missing = [f for f in ACCELERATOR_FIELDS if f not in reference]
     if missing:
         raise HardwareError(f"{where}: [reference] lacks {', '.join(missing)}")
@@ -329,7 +332,10 @@ def _read_accelerator(document: Mapping[str, Any], where: str) -> Accelerator:
     return Accelerator(
         name=_text(document, "name", where),
         title=_text(document, "title", where),
-        reference={f: KNOBS[f].read(reference[f], f"{where}: {f}") for f in ACCELERATOR_FIELDS},
+        reference={
+            f: KNOBS[f].read(reference.get(f, KNOBS[f].default), f"{where}: {f}")
+            for f in (*ACCELERATOR_FIELDS, *OPTIONAL_FIELDS)
+        },
         constants=found,
         memory_bytes=int(_number(document, "memory_bytes", where, True) or 0),
         node_nm=node_nm,

@@ -8,6 +8,7 @@ same fields whatever the space. A knob's scope says how many values a design has
     CACHE       one per block that keeps keys and values               (n, blocks)
     HEADS, FFN  one per block with attention heads, with MLP channels  (n, blocks)
     BLOCK       one per block                                          (n, blocks)
+    ATTENTION, MLP, NORM  one per component whose blocks have any      (n, components)
     IMAGE, TEXT one per role whose model sees images, reads text       (n, roles)
     PROBLEM     one                                                    (n,)
 
@@ -39,6 +40,9 @@ class Scope(enum.Enum):
     HEADS = "heads"
     FFN = "ffn"
     BLOCK = "block"
+    ATTENTION = "attention"
+    MLP = "mlp"
+    NORM = "norm"
     IMAGE = "image"
     TEXT = "text"
     PROBLEM = "problem"
@@ -163,6 +167,14 @@ KNOBS: Final[dict[str, Knob]] = _all(
          low=0.01, high=1.0, default=1.0),
     Knob("max_context", Scope.TEXT, int, "positions that the cache is sized for; 0 for what the request needs",
          low=0, high=16_777_216, default=0),
+    # How operators are fused.
+    Knob("fuse_attention", Scope.ATTENTION, bool, "scores stay on chip: attention in tiles, with an online softmax",
+         default=False),
+    Knob("fuse_mlp", Scope.MLP, bool, "hidden features stay on chip: both projections of an MLP per tile of rows",
+         default=False),
+    Knob("fuse_norm", Scope.NORM, bool, "residual sum, norm and the projections that read it run per tile of rows",
+         default=False),
+    Knob("fuse_groups", Scope.PROBLEM, bool, "the study's own fusion groups are fused", default=True),
     # What it runs on.
     Knob("device", Scope.PROBLEM, str, "catalogue device that runs the model", structural=True),
     Knob("batch", Scope.PROBLEM, int, "requests that run together", low=1, high=65_536),
@@ -185,6 +197,10 @@ KNOBS: Final[dict[str, Knob]] = _all(
          low=0, high=1_048_576),
     Knob("loop_order", Scope.PROBLEM, str, "order of the tile loops, outermost first; auto: as the mapper finds best",
          allowed=("auto", *LOOP_ORDERS)),
+    Knob("attn_tile_q", Scope.PROBLEM, int, "query positions of a tile of fused attention; 0: as the model finds best",
+         low=0, high=1_048_576, default=0),
+    Knob("attn_tile_kv", Scope.PROBLEM, int, "key positions of a tile of fused attention; 0: as the model finds best",
+         low=0, high=1_048_576, default=0),
 )  # fmt: skip
 
 ALIASES: Final[dict[str, tuple[str, ...]]] = {

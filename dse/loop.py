@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from dse.asking import Mishaps, ask
 from dse.errors import UserError
 from dse.evaluation import hard_violation
+from dse.hypervolume import hypervolume
 from dse.metrics import MetricBatch
 from dse.objectives import Goal
 from dse.protocols import Executor, Proposals, Proposer
@@ -80,8 +82,8 @@ class Progress:
         n_infeasible: designs that cannot run or break a constraint.
         n_failed: designs on which a cost model broke.
         n_front: designs on the front.
-        hypervolume: of the front, up to ``reference``; NaN before there is a feasible design.
-        reference: the hypervolume's reference point, None before.
+        reference: the hypervolume's reference point, None before there is a feasible design.
+        points: objectives of the front, to be minimised, shape (n_front, m).
         end: why the loop ended, "" while it goes on.
         mishaps: asks of this run that a proposer failed, answered by random designs.
     """
@@ -92,10 +94,15 @@ class Progress:
     n_infeasible: int
     n_failed: int
     n_front: int
-    hypervolume: float
     reference: np.ndarray | None
+    points: np.ndarray
     end: str = ""
     mishaps: Mishaps = field(default_factory=Mishaps)
+
+    @cached_property
+    def hypervolume(self) -> float:
+        """Of the front, up to ``reference``; NaN before there is a feasible design. Computed when asked for."""
+        return float("nan") if self.reference is None else hypervolume(self.points, self.reference)
 
 
 class Loop:
@@ -143,12 +150,16 @@ class Loop:
 
     # ------------------------------------------------------------------ resuming
 
-    def restore(self, batch: Batch, groups: Sequence[MetricBatch]) -> None:
+    def restore(
+        self, batch: Batch, groups: Sequence[MetricBatch], proposers: Sequence[tuple[str, int]] | None = None
+    ) -> None:
         """Take over a batch that was recorded earlier; call in batch order before :meth:`run`.
 
         Args:
-            batch: the batch; ``n_evaluated`` says how many of its designs ``groups`` answers.
+            batch: the batch; ``n_evaluated`` says how many of its designs ``groups`` answers. Finished batches in a
+                row, none of them empty, may come as one under the last one's number, where the reference is known.
             groups: metrics of its evaluated designs, one batch per cost model.
+            proposers: of such a row, (name, how many designs are its).
         """
         self.n_batches = batch.number + 1
         self.n_designs += len(batch.codes)
@@ -158,7 +169,7 @@ class Loop:
         if not len(batch.codes):
             return
         if batch.n_evaluated == len(batch.codes):
-            self._tell(batch, groups)
+            self._tell(batch, groups, proposers)
         else:
             rest = batch.codes[batch.n_evaluated :]
             self._open.append((batch, self.executor.submit(rest)))
@@ -167,19 +178,40 @@ class Loop:
 
     # ------------------------------------------------------------------ running
 
-    def run(self, target: int, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+    def enqueue(self, source: str, codes: np.ndarray) -> None:
+        """Have designs evaluated as a batch of their own, before anything more is proposed; known ones are left out.
+
+        Args:
+            source: who gives them, in the place of a proposer's name.
+            codes: shape (n, p).
+        """
+        batch = self._fresh(source, len(codes), Proposals(codes))
+        if len(batch.codes):
+            self._begin(batch)
+
+    def run(
+        self,
+        target: int,
+        should_stop: Callable[[], bool] = lambda: False,
+        rule: Callable[[Progress], str] = lambda _: "",
+    ) -> Iterator[Progress]:
         """Go on until ``target`` designs are finished; yield after every chunk of results.
 
         Args:
             target: designs in total, those of earlier runs included.
             should_stop: asked before anything new is begun; what is recorded by then stays recorded.
+            rule: asked after each finished batch why to end here, "" to go on.
         """
         while not should_stop():
             end = self._fill(target)
             if not self._open:
                 yield self._progress(target, end)
                 return
+            n_done = self.record.n
             yield from self._finish_oldest(target, should_stop)
+            if self.record.n > n_done and (reason := rule(self._progress(target))):
+                yield self._progress(target, reason)
+                return
         yield self._progress(target, "stopped")
 
     def _fill(self, target: int) -> str:
@@ -190,11 +222,19 @@ class Loop:
             if self.n_designs >= self.space.n_designs or self._stalls >= _STALLS_BEFORE_END:
                 return "search space exhausted"
             batch = self._propose(min(self.ask_size, target - self.n_designs))
-            self._stalls = 0 if len(batch.codes) else self._stalls + 1
-            self.journal.proposed(batch)
-            if len(batch.codes):
-                self._open.append((batch, self.executor.submit(batch.codes)))
+            self._begin(batch)
         return ""
+
+    def _begin(self, batch: Batch) -> None:
+        """Record a batch, and hand it to the executor."""
+        self.n_batches += 1
+        self.n_designs += len(batch.codes)
+        self.n_proposed += batch.n_proposed
+        self._known.update(batch.hashes)
+        self._stalls = 0 if len(batch.codes) else self._stalls + 1
+        self.journal.proposed(batch)
+        if len(batch.codes):
+            self._open.append((batch, self.executor.submit(batch.codes)))
 
     def _propose(self, k: int) -> Batch:
         number = self.n_batches
@@ -207,14 +247,18 @@ class Loop:
             proposals = ask(proposer, history, k, rng, self.ask_limit_s, self.mishaps)
         if proposals is None:
             rng = np.random.default_rng([self.seed, number])
-            name, proposals = "random", Proposals(self.space.repair(self.space.sample(k, rng)))
-        codes = proposals.codes
+            name, proposals = "random", Proposals(self.space.sample(k, rng))
+        return self._fresh(name, k, proposals)
+
+    def _fresh(self, name: str, k: int, proposals: Proposals) -> Batch:
+        """Return the batch of those proposals that nobody proposed before."""
+        codes = self.space.repair(np.asarray(proposals.codes).reshape(-1, self.space.n_parameters))[:k]
         hashes = self.space.decode(codes).hashes if len(codes) else []
         fresh = [i for i, h in enumerate(hashes) if h not in self._known and h not in hashes[:i]]
-        marks = np.full(len(codes), -1, dtype=np.int64) if proposals.marks is None else proposals.marks
+        marks = np.full(len(codes), -1, dtype=np.int64) if proposals.marks is None else np.asarray(proposals.marks)
         parents = list(proposals.parents) or [()] * len(codes)
-        batch = Batch(
-            number=number,
+        return Batch(
+            number=self.n_batches,
             proposer=name,
             first=self.n_designs,
             codes=codes[fresh],
@@ -224,11 +268,6 @@ class Loop:
             n_asked=k,
             n_proposed=len(codes),
         )
-        self.n_batches += 1
-        self.n_designs += len(fresh)
-        self.n_proposed += len(codes)
-        self._known.update(batch.hashes)
-        return batch
 
     def _finish_oldest(self, target: int, should_stop: Callable[[], bool]) -> Iterator[Progress]:
         batch, ticket = self._open[0]
@@ -247,7 +286,9 @@ class Loop:
         self._tell(batch, [_stack([part[i] for part in parts]) for i in range(len(parts[0]))])
         yield self._progress(target)
 
-    def _tell(self, batch: Batch, groups: Sequence[MetricBatch]) -> None:
+    def _tell(
+        self, batch: Batch, groups: Sequence[MetricBatch], proposers: Sequence[tuple[str, int]] | None = None
+    ) -> None:
         joined = MetricBatch.join(groups)
         n, excess = len(batch.codes), hard_violation(groups)
         self.record.append(
@@ -257,14 +298,13 @@ class Loop:
             self.goal.margins(joined.values, n),
             np.isinf(excess),
             batch.marks,
-            batch.proposer,
+            proposers or [(batch.proposer, n)],
         )
         if self.reference is None and len(self.record.archive):
             self.reference = reference_point(self.record.objectives()[self.record.violation() == 0])
 
     def _progress(self, target: int, end: str = "") -> Progress:
         record = self.record
-        volume = float("nan") if self.reference is None else record.archive.hypervolume(self.reference)
         return Progress(
             n_done=record.n,
             n_target=target,
@@ -272,8 +312,8 @@ class Loop:
             n_infeasible=record.n_infeasible,
             n_failed=record.n_failed,
             n_front=len(record.archive),
-            hypervolume=volume,
             reference=self.reference,
+            points=record.archive.points,
             end=end,
             mishaps=self.mishaps,
         )

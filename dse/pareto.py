@@ -6,9 +6,14 @@ objectives the first one stands for all, so a front has as many members as disti
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from typing import Final
+
 import numpy as np
 
 from dse.hypervolume import hypervolume
+
+_BLOCK: Final = 512
 
 
 def is_dominated(points: np.ndarray, by: np.ndarray) -> np.ndarray:
@@ -22,11 +27,23 @@ def is_dominated(points: np.ndarray, by: np.ndarray) -> np.ndarray:
         Boolean, shape (n,).
     """
     out = np.zeros(len(points), dtype=bool)
-    # Blocks of rows, not one broadcast: (n, k, m) exceeds a gigabyte at n = k = 10,000.
-    block = max(1, 2_000_000 // max(1, by.size))
+    if len(by) < len(points) and len(by) <= 64:  # the long axis is the one to run along
+        across = np.ascontiguousarray(points.T)
+        for one in by:
+            covered = one[0] <= across[0]
+            for value, column in zip(one[1:], across[1:], strict=True):
+                covered &= value <= column
+            out |= covered
+        return out
+    # Blocks of rows, not one broadcast: (n, k) exceeds a gigabyte at n = k = 40,000.
+    block = max(1, 2_000_000 // max(1, len(by)))
+    columns = np.ascontiguousarray(by.T)
     for start in range(0, len(points), block):
         part = points[start : start + block]
-        out[start : start + block] = np.less_equal(by[None, :, :], part[:, None, :]).all(axis=2).any(axis=1)
+        no_worse = np.ones((len(part), len(by)), dtype=bool)
+        for j, column in enumerate(columns):
+            no_worse &= column <= part[:, j : j + 1]
+        out[start : start + block] = no_worse.any(axis=1)
     return out
 
 
@@ -41,17 +58,49 @@ def first_front(points: np.ndarray) -> np.ndarray:
     # In lexicographic order no point is dominated by a later one, so whatever is left at the head is on the front.
     alive = alive[np.lexsort((alive, *points[alive].T[::-1]))]
     values = points[alive]
-    front: list[int] = []
     if points.shape[1] == 2:
         best = np.minimum.accumulate(values[:, 1]) if len(values) else values[:, 1]
         keep = np.ones(len(values), dtype=bool)
         keep[1:] = values[1:, 1] < best[:-1]
         return np.sort(alive[keep])
-    while len(alive):
-        front.append(int(alive[0]))
-        rest = ~(values[0] <= values).all(axis=1)
-        alive, values = alive[rest], values[rest]
-    return np.sort(np.array(front, dtype=np.intp))
+    if points.shape[1] == 3:
+        return np.sort(alive[_undominated_3d(values)])
+    found = np.empty((0, points.shape[1]))
+    front: list[np.ndarray] = []
+    for start in range(0, len(alive), _BLOCK):
+        block, ids = values[start : start + _BLOCK], alive[start : start + _BLOCK]
+        fresh = ~is_dominated(block, found)
+        block, ids = block[fresh], ids[fresh]
+        earlier = np.triu(np.ones((len(block), len(block)), dtype=bool), k=1)
+        for column in block.T:
+            earlier &= column[:, None] <= column
+        kept = ~earlier.any(axis=0)
+        found = np.concatenate([found, block[kept]])
+        front.append(ids[kept])
+    return np.sort(np.concatenate(front)) if front else alive
+
+
+def _undominated_3d(values: np.ndarray) -> np.ndarray:
+    """Return which of lexicographically ordered points no earlier one covers, boolean, shape (n,).
+
+    Among the earlier ones, which are no worse in the first objective, those that count are a staircase of the other
+    two: the second ascending, the third descending (Kung, Luccio and Preparata, J. ACM 22(4), 1975).
+    """
+    kept = np.zeros(len(values), dtype=bool)
+    xs: list[float] = []
+    ys: list[float] = []
+    for i, (x, y) in enumerate(values[:, 1:].tolist()):
+        at = bisect_right(xs, x)
+        if at and ys[at - 1] <= y:
+            continue
+        kept[i] = True
+        first = at - 1 if at and xs[at - 1] == x else at
+        last = at
+        while last < len(ys) and ys[last] >= y:
+            last += 1
+        xs[first:last] = [x]
+        ys[first:last] = [y]
+    return kept
 
 
 def ranks(points: np.ndarray) -> np.ndarray:
@@ -65,12 +114,17 @@ def ranks(points: np.ndarray) -> np.ndarray:
         points: shape (n, m), to be minimised.
     """
     known = np.flatnonzero(~np.isnan(points).any(axis=1))
-    columns = np.ascontiguousarray(points[known].T)
+    # Order is all that counts: places among the distinct values are narrow integers, which compare faster than floats.
+    places = [np.unique(column, return_inverse=True)[1] for column in points[known].T]
+    narrow = np.uint16 if len(known) <= 1 << 16 else np.uint32
     no_worse = np.ones((len(known), len(known)), dtype=bool)
-    for column in columns:
-        no_worse &= column[:, None] <= column[None, :]
-    dominates = no_worse & ~no_worse.T
-    n_above = dominates.sum(axis=0)
+    no_better = no_worse.copy()
+    for place in places:
+        column: np.ndarray = place.astype(narrow)
+        no_worse &= column[:, None] <= column
+        no_better &= column[:, None] >= column
+    dominates = (no_worse & ~no_better).view(np.uint8)
+    n_above = dominates.sum(axis=0, dtype=narrow).astype(np.int64)
     out = np.zeros(len(points), dtype=np.int64)
     left = np.ones(len(known), dtype=bool)
     rank = 0
@@ -78,7 +132,7 @@ def ranks(points: np.ndarray) -> np.ndarray:
         now = np.flatnonzero(left & (n_above == 0))
         out[known[now]] = rank
         left[now] = False
-        n_above -= dominates[now].sum(axis=0)
+        n_above -= dominates[now].sum(axis=0, dtype=narrow)
         rank += 1
     out[np.isnan(points).any(axis=1)] = rank
     return out

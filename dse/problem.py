@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -45,12 +45,16 @@ class Problem:
         scenario: the request.
         hardware: device or accelerator template.
         weight_format: storage format of quantised weights.
+        fusion: groups of operators that run fused, by name: (producer, consumer) patterns on the names of operators
+            inside a block, as ("self_attn.q_proj", "self_attn.rope"). A name that starts with "decode/" (or another
+            phase) holds in that phase alone.
     """
 
     models: Mapping[str, Model]
     scenario: Scenario
     hardware: Hardware
     weight_format: WeightFormat = field(default_factory=WeightFormat)
+    fusion: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if TARGET not in self.models:
@@ -58,6 +62,7 @@ class Problem:
         # One order, whatever the order they were written in: the columns of designs follow it.
         roles = sorted(self.models, key=lambda role: (role != TARGET, role))
         object.__setattr__(self, "models", {role: self.models[role] for role in roles})
+        object.__setattr__(self, "fusion", _read_fusion(self.fusion))
         target, scenario = self.models[TARGET], self.scenario
         if not (scenario.prompt_tokens or scenario.images or scenario.audio_s):
             raise UserError("the request is empty: no prompt, no image, no sound", "use prompt_tokens >= 1")
@@ -79,6 +84,7 @@ class Problem:
                 "models": {role: model.content_hash for role, model in self.models.items()},
                 "hardware": self.hardware.content_hash,
                 "weight_format": self._format_json(),
+                **self._fusion_json(),
             }
         )
 
@@ -94,6 +100,8 @@ class Problem:
         values: dict[str, Value] = {"batch": self.scenario.batch}
         if isinstance(self.hardware, Accelerator):
             values |= self.hardware.reference
+            if self.fusion:
+                values["fuse_groups"] = True
         elif isinstance(self.hardware, Device):
             values["device"] = self.hardware.name
         return values
@@ -105,7 +113,13 @@ class Problem:
             "scenario": self.scenario.to_json(),
             "hardware": self.hardware.to_json(),
             "weight_format": self._format_json(),
+            **self._fusion_json(),
         }
+
+    def _fusion_json(self) -> dict[str, Any]:
+        return (
+            {"fusion": {name: [list(e) for e in edges] for name, edges in self.fusion.items()}} if self.fusion else {}
+        )
 
     def _format_json(self) -> dict[str, Any]:
         form = self.weight_format
@@ -119,4 +133,20 @@ class Problem:
             scenario=Scenario.from_json(document["scenario"]),
             hardware=read_hardware(document["hardware"]),
             weight_format=WeightFormat(**document["weight_format"]),
+            fusion=document.get("fusion", {}),
         )
+
+
+def _read_fusion(groups: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, tuple[tuple[str, str], ...]]:
+    found: dict[str, tuple[tuple[str, str], ...]] = {}
+    for name in sorted(groups):
+        edges = groups[name]
+        if isinstance(edges, str) or not all(
+            not isinstance(e, str) and len(e) == 2 and all(isinstance(end, str) for end in e) for e in edges
+        ):
+            raise UserError(
+                f"fusion group {name!r}: {edges!r} is no list of (producer, consumer) pairs",
+                'write fusion={"name": [("self_attn.q_proj", "self_attn.rope")]}',
+            )
+        found[name] = tuple((e[0], e[1]) for e in edges)
+    return found

@@ -12,6 +12,7 @@ from typing import Final
 from dse.loop import Progress
 
 PLAIN_INTERVAL_S: Final = 10.0
+LINE_INTERVAL_S: Final = 0.2
 
 
 @contextmanager
@@ -54,7 +55,16 @@ def _terminal(name: str, line: Callable[[Progress], str]) -> Iterator[Callable[[
     )
     with Bars(*columns, console=Console(stderr=True), transient=False) as bars:
         task = bars.add_task(name, line="")
-        yield lambda p: bars.update(task, completed=p.n_done, total=p.n_target, line=line(p))
+        last = -math.inf
+
+        def show(progress: Progress) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if progress.end or now - last >= LINE_INTERVAL_S:
+                last = now
+                bars.update(task, completed=progress.n_done, total=progress.n_target, line=line(progress))
+
+        yield show
 
 
 def describe(progress: Progress, rate: float) -> str:

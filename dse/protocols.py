@@ -134,6 +134,25 @@ class Calibrator(Protocol):
         ...
 
 
+@runtime_checkable
+class Tracer(Protocol):
+    """A cost model that draws what a design does over time; a capability beside :class:`CostModel`."""
+
+    def trace(self, problem: Problem, design: DesignBatch, phase: str, max_events: int) -> Mapping[str, Any]:
+        """Return a document in Chrome's Trace Event Format; ``otherData`` has phase, seconds, n_events, note.
+
+        Args:
+            problem: what the design is for.
+            design: a batch of one row.
+            phase: "encode", "prefill" or "decode".
+            max_events: events drawn at most.
+
+        Raises:
+            UserError: a design that cannot run or be drawn, or no such phase.
+        """
+        ...
+
+
 # ---------------------------------------------------------------------------------------------- proposers
 
 

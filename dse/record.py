@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -39,6 +40,7 @@ class Record:
         self._marks = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._proposers = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._names: dict[str, int] = {}
+        self._last_own: dict[int, int] = {}
         self._rows_seen: set[bytes] = set()
 
     def append(
@@ -49,9 +51,9 @@ class Record:
         margins: np.ndarray,
         failed: np.ndarray,
         marks: np.ndarray,
-        proposer: str,
+        proposers: Sequence[tuple[str, int]],
     ) -> None:
-        """Add the next designs, all by one proposer.
+        """Add the next designs.
 
         Args:
             codes: shape (n, p).
@@ -60,7 +62,7 @@ class Record:
             margins: how far each constraint is exceeded, negative where it holds, NaN where unknown, shape (n, c).
             failed: where a cost model broke, shape (n,).
             marks: the proposer's marks, shape (n,).
-            proposer: its name.
+            proposers: (name, how many designs in a row are its), adding up to n.
         """
         first, last = self.n, self.n + len(codes)
         self._grow(last)
@@ -69,7 +71,13 @@ class Record:
         self._violation[first:last] = violation
         self._margins[first:last] = margins
         self._marks[first:last] = marks
-        self._proposers[first:last] = self._names.setdefault(proposer, len(self._names))
+        begin = first
+        for name, count in proposers:
+            own = self._names.setdefault(name, len(self._names))
+            self._proposers[begin : begin + count] = own
+            begin += count
+            if count:
+                self._last_own[own] = begin - 1
         self._rows_seen.update(row_keys(codes))
         self.n = last
         self.n_failed += int(failed.sum())
@@ -132,7 +140,8 @@ class Record:
         front = self.archive.ids[-(window // 2) :]
         if not len(front):  # nothing feasible yet: what is nearest to it
             front = np.argpartition(self.violation(), window // 2)[: window // 2]
-        own = np.flatnonzero(self._proposers[: self.n] == self._names.get(proposer, -1))[-1:]
-        latest = np.arange(self.n - 1, -1, -1)
-        rows = dict.fromkeys([*own.tolist(), *front.tolist(), *latest[: window + len(front) + 1].tolist()])
+        last_own = self._last_own.get(self._names.get(proposer, -1))
+        own = [] if last_own is None else [last_own]
+        latest = range(self.n - 1, max(-1, self.n - window - len(front) - 2), -1)
+        rows = dict.fromkeys([*own, *front.tolist(), *latest])
         return np.sort(np.array(list(rows)[:window], dtype=np.int64))

@@ -100,6 +100,13 @@ class Results:
         order = np.argsort(self.objectives[numbers, 0], kind="stable") if len(numbers) else np.empty(0, np.intp)
         return Front(self, numbers[order])
 
+    @cached_property
+    def reference(self) -> int | None:
+        """Number of the reference design, None where it was not asked for."""
+        batches = [b for b, source in self.stored.proposers.items() if source == "reference"]
+        rows = np.flatnonzero(np.isin(self.stored.batches, batches))
+        return int(rows[0]) if len(rows) else None
+
     def nearest(self) -> int:
         """Return the number of the design that is nearest to being feasible; 0 where none could be evaluated."""
         return int(self.violation.argmin()) if len(self) else 0
@@ -147,6 +154,11 @@ class Results:
             raise UserError("the cost models have changed since this study ran, so its breakdown is not recomputed")
         return evaluation.breakdown(self.design(number).design)
 
+    @property
+    def waiting(self) -> str:
+        """What designs without a result are: "leased" while the study runs, "stale" if it was killed, "proposed"."""
+        return {"held": "leased", "lost": "stale"}.get(self.row.lease, "proposed")
+
     def records(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Return designs as JSON types: every knob and every metric with its unit; numbers that are none are null."""
         index = np.asarray(numbers, dtype=np.intp)
@@ -158,7 +170,9 @@ class Results:
                 "number": int(number),
                 "hash": self.stored.hashes[number].hex(),
                 "proposer": self.stored.proposers.get(int(self.stored.batches[number]), ""),
-                "status": Status(int(status[number])).name.lower() if self.stored.evaluated[number] else "proposed",
+                "status": Status(int(status[number])).name.lower() if self.stored.evaluated[number] else self.waiting,
+                "attempts": int(self.stored.attempts[number]),
+                "last_error": self.stored.last_errors.get(int(number), ""),
                 "is_feasible": bool(self.violation[number] == 0),
                 "reason": self.reason(int(number)),
                 "knobs": {label: {"value": v, "unit": names[label].unit} for label, v in row.items()},
@@ -176,7 +190,11 @@ class Results:
         return "; ".join(self.goal.broken(known))
 
     def frame(self, numbers: Sequence[int] | np.ndarray | None = None) -> pd.DataFrame:
-        """Return designs as a data frame, one column per metric and parameter, indexed by design number."""
+        """Return designs as a data frame, one column per metric and parameter, indexed by design number.
+
+        Metrics that are not known are NaN; parameters that do not matter in a design are missing values. Units stand in
+        ``frame.attrs["units"]``, column -> unit.
+        """
         import pandas as pd
 
         index = np.arange(len(self)) if numbers is None else np.asarray(numbers, dtype=np.intp)
@@ -184,13 +202,40 @@ class Results:
         for name, (low, high) in self.metrics.intervals.items():
             columns[f"{name}.low"], columns[f"{name}.high"] = low[index], high[index]
         columns["violation"] = self.violation[index]
-        rows = self.space.values(self.stored.codes[index])
-        for label in self.space.labels:
-            column = [row.get(label) for row in rows]
-            whole = all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in column)
-            # Inactive parameters are missing values; they do not turn whole numbers into fractions.
-            columns[label] = pd.Series(column, index=index, dtype="Int64") if whole else column
-        return pd.DataFrame(columns, index=pd.Index(index, name="number"))
+        codes = self.space.repair(self.stored.codes[index])
+        active = self.space.active(codes)
+        for j, parameter in enumerate(self.space.parameters):
+            columns[parameter.label] = _parameter_column(parameter.levels, codes[:, j], active[:, j])
+        frame = pd.DataFrame(columns, index=pd.Index(index, name="number"))
+        labels = {p.label: p.unit for p in self.space.parameters}
+        frame.attrs["units"] = {
+            c: labels.get(c, units.unit_of(c.removesuffix(".low").removesuffix(".high"))) for c in columns
+        }
+        return frame
+
+    def table(self) -> pd.DataFrame:
+        """Return all designs as :meth:`frame` does, with hash, proposer and state first, for files."""
+        frame, status = self.frame(), self.metrics.status
+        states = np.array([s.name.lower() for s in Status])[status]
+        frame.insert(0, "hash", [h.hex() for h in self.stored.hashes])
+        frame.insert(1, "proposer", [self.stored.proposers.get(b, "") for b in self.stored.batches.tolist()])
+        frame.insert(2, "status", np.where(self.stored.evaluated, states, self.waiting))
+        return frame
+
+
+def _parameter_column(levels: Sequence[Value], codes: np.ndarray, active: np.ndarray) -> Any:
+    """Return a parameter's values as a column for pandas; where it does not matter it is a missing value."""
+    import pandas as pd
+
+    if all(isinstance(level, int) and not isinstance(level, bool) for level in levels):
+        # Inactive parameters are missing values; they do not turn whole numbers into fractions.
+        return pd.arrays.IntegerArray(np.array(levels, dtype=np.int64)[codes], ~active)
+    column = np.array(levels, dtype=object)[codes] if not _are_floats(levels) else np.array(levels, float)[codes]
+    return column if active.all() else np.where(active, column, None if column.dtype == object else np.nan)
+
+
+def _are_floats(levels: Sequence[Value]) -> bool:
+    return all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
 
 
 PRINTED_ROWS: Final = 24
@@ -250,7 +295,18 @@ class Front:
         where = f"study {results.row.name!r} ({goal})"
         if not len(self):
             return f"{where}: no feasible design among {len(results)}{self._nearest()}"
-        return f"{len(self)} designs on the front of {where}\n{text.table(*self.table(limit))}"
+        return f"{len(self)} designs on the front of {where}\n{text.table(*self.table(limit))}{self._beside()}"
+
+    def _beside(self) -> str:
+        """Return a line on the reference design, where there is one."""
+        results, number = self.results, self.results.reference
+        if number is None:
+            return ""
+        where = "on the front" if number in self.numbers else results.reason(number) or "dominated"
+        shown = ", ".join(
+            f"{n} {show(results.metrics, n, number)}" for n in results.goal.metrics if n in results.metrics.values
+        )
+        return f"\nreference design {number} ({where}): {shown}"
 
     def _nearest(self) -> str:
         if not len(self.results):
@@ -263,21 +319,28 @@ class Front:
         return str(frame[[c for c in self.columns() if c in frame]].to_html(escape=True))
 
 
-def check_codes(name: str, space: BoundSpace, stored: StoredStudy) -> None:
+def check_codes(name: str, space: BoundSpace, stored: StoredStudy, most: int = CHECKED_ROWS) -> None:
     """Check that stored codes stand for the designs whose hashes are stored beside them, on a sample.
+
+    Args:
+        name: of the study.
+        space: its space.
+        stored: its designs.
+        most: designs that are looked at, at equal steps.
 
     Raises:
         StoreRefused: they do not: rows are damaged, or this version reads the space in another way.
     """
     n = len(stored.codes)
-    rows = np.unique(np.linspace(0, n - 1, min(n, CHECKED_ROWS)).round().astype(int)) if n else np.empty(0, int)
-    hashes = space.decode(stored.codes[rows]).hashes if n else []
-    for row, found in zip(rows.tolist(), hashes, strict=True):
-        if found != stored.hashes[row]:
-            raise StoreRefused(
-                f"design {row} of study {name!r} is not what was stored: its codes stand for another design",
-                "the row is damaged, or was written by another version of mfm-dse; use that one, or a copy",
-            )
+    sample = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.empty(0, int)
+    for start in range(0, len(sample), 1024):
+        rows = sample[start : start + 1024]
+        for row, found in zip(rows.tolist(), space.decode(stored.codes[rows]).hashes, strict=True):
+            if found != stored.hashes[row]:
+                raise StoreRefused(
+                    f"design {row} of study {name!r} is not what was stored: its codes stand for another design",
+                    "the row is damaged, or was written by another version of mfm-dse; use that one, or a copy",
+                )
 
 
 def code_dtype(space: BoundSpace) -> np.dtype:

@@ -35,6 +35,7 @@ import numpy as np
 
 from dse.canonical import content_hash
 from dse.errors import SpaceError, unknown
+from dse.hardware import Accelerator
 from dse.knobs import ALIASES, KNOBS, Knob, Scope
 from dse.model import Block, Model, Module, ModuleKind, Section
 from dse.params import Value
@@ -322,7 +323,7 @@ def _field(knob: Knob, problem: Problem, channel_groups: int) -> Field | None:
         return Field(knob, (Entry(),), default)
     entries: list[Entry] = []
     for role, model in problem.models.items():
-        entries += _entries(knob, role, model, channel_groups)
+        entries += _entries(knob, role, model, channel_groups, problem)
     if not entries:
         return None
     dtype = np.dtype(np.uint8) if knob.spread else _DTYPES[knob.kind]
@@ -330,7 +331,7 @@ def _field(knob: Knob, problem: Problem, channel_groups: int) -> Field | None:
     return Field(knob, tuple(entries), default)
 
 
-def _entries(knob: Knob, role: str, model: Model, channel_groups: int) -> list[Entry]:
+def _entries(knob: Knob, role: str, model: Model, channel_groups: int, problem: Problem) -> list[Entry]:
     """Return the places of one model that a knob has a value for."""
     match knob.scope:
         case Scope.WEIGHT:
@@ -343,6 +344,11 @@ def _entries(knob: Knob, role: str, model: Model, channel_groups: int) -> list[E
             return [Entry(role)] if _has_image_knob(knob, model) else []
         case Scope.TEXT:
             return [Entry(role)] if any(b.caches for b in model.blocks) else []
+        case Scope.ATTENTION | Scope.MLP | Scope.NORM:
+            if not isinstance(problem.hardware, Accelerator):
+                return []
+            found = [b.component for b in model.blocks if _has_block_knob(knob, b)]
+            return [Entry(role, component) for component in dict.fromkeys(found)]
         case _:
             blocks = [b for b in model.blocks if _has_block_knob(knob, b)]
             return [Entry(role, b.component, Section.BLOCK, b.index) for b in blocks]
@@ -354,9 +360,9 @@ def _module_entry(role: str, m: Module, channel: int, n_channels: int) -> Entry:
 
 def _has_block_knob(knob: Knob, block: Block) -> bool:
     match knob.scope:
-        case Scope.HEADS:
+        case Scope.HEADS | Scope.ATTENTION:
             return block.head_units > 0
-        case Scope.FFN:
+        case Scope.FFN | Scope.MLP:
             return block.ffn_units > 0
         case Scope.CACHE:
             return any(sum(c.k if knob.name == "k_bits" else c.v) > 0 for c in block.caches)
@@ -370,6 +376,10 @@ def _has_image_knob(knob: Knob, model: Model) -> bool:
 
 
 def _why_absent(knob: Knob, problem: Problem) -> str:
+    if knob.name == "fuse_groups":
+        return "the study names no fusion groups"
+    if knob.scope in (Scope.ATTENTION, Scope.MLP, Scope.NORM) and not isinstance(problem.hardware, Accelerator):
+        return f"it belongs to an accelerator template, and the hardware is {problem.hardware.name}"
     if knob.scope is Scope.PROBLEM:
         other = "an accelerator template" if knob.name != "device" else "an existing device"
         return f"it belongs to {other}, and the hardware is {problem.hardware.name}"

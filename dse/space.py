@@ -227,8 +227,9 @@ class BoundSpace:
             array = arrays.get(table.field.name)
             if array is None:
                 shape = (len(codes), len(table.field.entries))
-                array = arrays[table.field.name] = np.broadcast_to(table.field.default, shape).astype(table.dtype)
-            values = table.values[codes[:, table.column_of_entry], table.row_of_entry]
+                array = arrays[table.field.name] = np.empty(shape, dtype=table.dtype)
+                array[:] = table.field.default
+            values = table.look_up(codes)
             if active is not None:
                 values = np.where(active[:, table.column_of_entry], values, array[:, table.entries])
             array[:, table.entries] = values
@@ -439,6 +440,14 @@ class _Table:
     @property
     def dtype(self) -> np.dtype:
         return self.values.dtype if self.field.knob.kind is str else self.field.dtype
+
+    def look_up(self, codes: np.ndarray) -> np.ndarray:
+        """Return what each row writes to the entries, shape (n, e)."""
+        if self.field.knob.spread:
+            return self.values[codes[:, self.column_of_entry], self.row_of_entry]
+        # One look-up per parameter, then a copy for each of its entries.
+        by_parameter = self.values[:, 0].take(codes[:, self.columns.start : self.columns.stop])
+        return by_parameter.take(self.column_of_entry - self.columns.start, axis=1)
 
     def values_of(self, column: int) -> np.ndarray:
         """Return what each level of one parameter writes to its entries, shape (levels, entries)."""

@@ -12,46 +12,42 @@ from the stored one is refused with the difference.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dse import catalogue
-from dse.errors import DseError, Interrupted, StoreError, StoreRefused, StudyChanged, UserError, tell_in_words
+from dse import catalogue, seeding
+from dse.coordinator import Reporter, drive
+from dse.errors import StoreError, StoreRefused, StudyChanged, UserError, tell_in_words
 from dse.evaluation import Evaluation
-from dse.execute import Means, make_executor
+from dse.execute import Means
 from dse.hardware import Accelerator, Device, read_hardware
-from dse.loop import Batch, Loop, Progress
-from dse.metrics import MetricBatch
 from dse.model import Model, read_model
 from dse.objectives import Goal
+from dse.params import Value
 from dse.problem import TARGET, Problem, WeightFormat
 from dse.protocols import CostModel, Proposer
-from dse.results import Front, Results, check_codes, code_dtype, compare
+from dse.results import Front, Results, compare
 from dse.scenario import Scenario
+from dse.seeding import Points
 from dse.space import Space
-from dse.store import DEFAULT_URL, HEARTBEAT_S, EvaluatorRow, Store, StudyRow, open_store
+from dse.stopping import Plateau, Rules
+from dse.store import DEFAULT_URL, Store, StoredStudy, StudyRow, open_store
 from dse.store.patience import patiently
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPEC_FORMAT: Final = 1
 DEFAULT_COST_MODELS: Final = ("analytical", "prior")
 DB_VARIABLE: Final = "DSE_DB"
 WAIT_STEP_S: Final = 0.5
-# What a proposer may take for a batch where designs have a limit; surrogates of long histories take minutes.
-ASK_LIMIT_S: Final = 600.0
-# As many designs in a row must fail, and all of their batch, before a study that has worked stops.
-FAILED_IN_A_ROW: Final = 8
-
-Reporter = Callable[[Progress], None]
 
 # A script that is run as it is ("python studies/x.py") ends like the command line does.
 tell_in_words()
@@ -72,10 +68,13 @@ class Study:
         proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves.
         cost_models: names or cost models, one per metric group.
         weight_format: storage format of quantised weights.
+        fusion: operators that run fused beside the named forms, see :class:`dse.problem.Problem`.
         trials: designs that a run evaluates unless it is told otherwise.
         seed: seed of everything random.
         ask_size: designs asked for at a time.
         lag: batches that may be under way at once; 1 proposes each batch from all results before it.
+        reference: evaluate the reference design (of the levels those nearest to it) first, to compare with.
+        warm_start: name of a stored study whose best designs are evaluated at the start, as far as they fit in here.
 
     Raises:
         UserError: anything in the definition that cannot be, before anything is evaluated.
@@ -94,10 +93,13 @@ class Study:
         proposers: str | Proposer | Sequence[str | Proposer] = "auto",
         cost_models: str | Sequence[str | CostModel] = DEFAULT_COST_MODELS,
         weight_format: WeightFormat | None = None,
+        fusion: Mapping[str, Sequence[tuple[str, str]]] | None = None,
         trials: int = 1000,
         seed: int = 0,
         ask_size: int = 64,
         lag: int = 1,
+        reference: bool = False,
+        warm_start: str = "",
     ) -> None:
         self.name = _check_name(name)
         for value, kind, what in ((scenario, Scenario, "scenario"), (space, Space, "space")):
@@ -109,6 +111,7 @@ class Study:
             scenario=scenario,
             hardware=hardware if isinstance(hardware, Accelerator | Device) else read_hardware(hardware),
             weight_format=weight_format or WeightFormat(),
+            fusion=fusion or {},
         )
         self.space = space
         self.bound_space = space.bind(self.problem)
@@ -124,6 +127,8 @@ class Study:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise UserError(f"seed={seed!r} is not a whole number of 0 or more")
         self.trials, self.seed, self.ask_size, self.lag = trials, seed, ask_size, lag
+        self.reference, self.warm_start = reference, warm_start
+        self._queue: list[np.ndarray] = []
         self._db: str | None = None
 
     def __repr__(self) -> str:
@@ -160,6 +165,45 @@ class Study:
             "lag": self.lag,
         }
 
+    # ------------------------------------------------------------------ designs of the user's own
+
+    def enqueue(self, *designs: Mapping[str, Value]) -> list[str]:
+        """Have designs evaluated by the next run, before anything is proposed; those that are known are not paid again.
+
+        Args:
+            designs: label or declaration path -> value ({"weight_bits": 4, "pe_rows": 32}); a path sets all of its
+                parameters, what is not named stays at the level nearest to the reference design.
+
+        Returns:
+            A note for every value that was snapped to a level.
+
+        Raises:
+            NameUnknown: a name that is no parameter of the space.
+            SpaceError: a value that its knob cannot have.
+        """
+        read = [self.bound_space.codes_of(values) for values in designs]
+        self._queue += [codes for codes, _ in read]
+        return [note for _, notes in read for note in notes]
+
+    def given_points(self, store: Store, stored: StoredStudy, is_told: bool) -> Iterator[Points]:
+        """Yield what is evaluated before anything is proposed: reference design, warm start, enqueued designs.
+
+        Args:
+            store: where the other study of a warm start is.
+            stored: this study as it is stored; a warm start is made once.
+            is_told: whether to say on stderr what did not fit.
+        """
+        if self.reference:
+            yield seeding.reference(self.bound_space)
+        source = seeding.warm_source(self.warm_start)
+        if self.warm_start and source not in stored.proposers.values():
+            points = seeding.warm_start(self.bound_space, Results.load(store, self.warm_start), self.ask_size)
+            for note in points.notes if is_told else ():
+                print(f"{self.name}: {note}", file=sys.stderr)  # noqa: T201
+            yield points
+        if self._queue:
+            yield Points(seeding.USER, np.concatenate(self._queue), ())
+
     # ------------------------------------------------------------------ running
 
     def run(
@@ -174,6 +218,10 @@ class Study:
         ray_address: str | None = None,
         wait_s: float = 0.0,
         report: Reporter | None = None,
+        wall_clock: float | str | None = None,
+        plateau: Plateau | None = None,
+        target: float | str | None = None,
+        only_given: bool = False,
     ) -> Results:
         """Evaluate ``trials`` designs (the study's own number by default) and return what the study has found so far.
 
@@ -191,6 +239,11 @@ class Study:
             ray_address: a Ray cluster, "auto" or "HOST:PORT"; None for a local one.
             wait_s: how long to wait while another process runs this study; 0 refuses at once.
             report: called with the progress after every chunk; a live display on the terminal by default.
+            wall_clock: end after so many seconds, or "90 min", "2 h".
+            plateau: end when the front has stopped growing; see :class:`~dse.stopping.Plateau`.
+            target: end when a feasible design keeps all of these bounds ("latency_s <= 0.2, energy_j <= 1"), or when
+                the front's hypervolume reaches a number. Whatever ended a run is stored, and it can be run again.
+            only_given: evaluate what is enqueued and what was left over, propose nothing.
 
         Raises:
             StudyChanged: a study of that name is stored with another definition.
@@ -201,14 +254,15 @@ class Study:
         trials = self.trials if trials is None else trials
         if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
             raise UserError(f"trials={trials!r} is not a whole number of 1 or more")
+        rules = Rules.read(self.goal, self.evaluation.metrics, wall_clock, plateau, target)
         store = open_store(database(db))
         self._db = database(db)
         try:
             row = self._open(store)
-            self._acquire(store, row, wait_s)
+            was_lost = self._acquire(store, row, wait_s)
             row = store.study(self.name)  # as whoever had it left it
             try:
-                self._drive(store, row, trials, means, report)
+                drive(self, store, row, trials, means, report, rules, was_lost, only_given)
             except StoreError:
                 with suppress(StoreError):  # said already
                     store.release(row.id)
@@ -229,11 +283,15 @@ class Study:
         finally:
             store.close()
 
+    def dataframe(self, db: str | Path | None = None) -> pd.DataFrame:
+        """Return all stored designs as a data frame; see :meth:`~dse.results.Results.frame`."""
+        return self.results(db).frame()
+
     def front(self, db: str | Path | None = None) -> Front:
         """Return the stored Pareto front."""
         return self.results(db).front()
 
-    def _acquire(self, store: Store, row: StudyRow, wait_s: float) -> None:
+    def _acquire(self, store: Store, row: StudyRow, wait_s: float) -> bool:
         """Take the lease; while another process has it, try again until ``wait_s`` have passed."""
         deadline = time.monotonic() + wait_s
         told = False
@@ -263,207 +321,13 @@ class Study:
             )
         return row
 
-    def _drive(self, store: Store, row: StudyRow, trials: int, means: Means, report: Reporter | None) -> None:
-        evaluators = [
-            store.add_evaluator(row.id, m.group, m.fidelity, m.name, m.version, f)
-            for m, f in zip(self.evaluation.models, self.evaluation.fingerprints(), strict=True)
-        ]
-        stored = store.load(row.id, code_dtype(self.bound_space), self.bound_space.n_parameters)
-        check_codes(self.name, self.bound_space, stored)
-        n_finished = int(stored.evaluated.sum())
-        goes_on = n_finished < row.target and trials == row.asked
-        target = row.target if goes_on else n_finished + trials
-        store.update_study(row.id, state="running", target=target, asked=trials, stop_reason="")
-        recipe = partial(build_evaluation, self.problem.to_json(), self.space.to_json(), self.cost_models)
-        workers_pool = make_executor(means, recipe, self.evaluation)
-        journal = _StoreJournal(store, row.id, evaluators, code_dtype(self.bound_space))
-        end, reason, progress = "failed", "", None
-        try:
-            loop = Loop(
-                self.bound_space, self.goal, self.proposers, workers_pool, journal,
-                seed=self.seed, ask_size=self.ask_size, lag=self.lag,
-            )  # fmt: skip
-            loop.reference = row.reference
-            if means.timeout_s is not None:
-                loop.ask_limit_s = max(ASK_LIMIT_S, means.timeout_s)
-            for batch, groups in _stored_batches(stored, self.bound_space.n_parameters):
-                loop.restore(batch, groups)
-            with _stop_on_signal() as stopping, _reporting(self.name, report) as tell, _heartbeat(store, row.id):
-                for progress in loop.run(target, lambda: stopping() or journal.should_stop(stopping)):
-                    if loop.reference is not None and journal.reference is None:
-                        journal.keep_reference(loop.reference)
-                    tell(progress)
-                    reason = journal.why_all_failed(progress)
-                    if reason:
-                        end = "stopped"
-                        raise UserError(
-                            reason, "what is done is stored; correct the cost model or the space, then run it again"
-                        )
-            end = progress.end if progress is not None else "target reached"
-            if stopping():
-                end = "interrupted"
-                raise Interrupted(
-                    f"study {self.name!r} was interrupted; {_told(progress)} are stored, run it again to continue"
-                )
-        except StoreRefused:  # another process has taken the study over: it is no longer ours to write
-            raise
-        except StoreError:
-            with suppress(StoreError):  # said already
-                store.update_study(row.id, state="failed", stop_reason="failed")
-            raise
-        except BaseException as error:
-            state = "interrupted" if isinstance(error, Interrupted) else end if reason else "failed"
-            patiently(lambda: store.update_study(row.id, state=state, stop_reason=reason or end))
-            raise
-        finally:
-            workers_pool.close()
-        state = "stopped" if end == "stopped" else "finished"
-        patiently(lambda: store.update_study(row.id, state=state, stop_reason=end))
-
-
-class _StoreJournal:
-    """Writes what the loop does into the store."""
-
-    def __init__(self, store: Store, study_id: int, evaluators: Sequence[EvaluatorRow], codes: np.dtype) -> None:
-        self._store, self._study_id, self._evaluators, self._codes = store, study_id, evaluators, codes
-        self.reference: np.ndarray | None = None
-        self._first_error = ""
-        self._failed_in_a_row = 0
-        self._size = 0
-
-    def proposed(self, batch: Batch) -> None:
-        patiently(lambda: self._store.add_batch(
-            self._study_id, batch.number, batch.proposer, batch.n_asked, batch.n_proposed, batch.first,
-            batch.codes.astype(self._codes), batch.hashes, batch.marks, batch.parents,
-        ))  # fmt: skip
-
-    def evaluated(self, batch: Batch, start: int, groups: Sequence[MetricBatch], *, is_last: bool) -> None:
-        answers = [(e.id, g) for e, g in zip(self._evaluators, groups, strict=True)]
-        patiently(
-            lambda: self._store.add_metrics(self._study_id, batch.number, batch.first + start, answers, is_last=is_last)
-        )
-        failed = np.zeros(len(groups[0]), dtype=bool)
-        for group in groups:
-            failed[list(group.errors)] = True
-        if failed.all():
-            first = min((row, text) for group in groups for row, text in group.errors.items())[1]
-            self._first_error = self._first_error or first
-            self._failed_in_a_row += len(failed)
-        else:
-            self._failed_in_a_row, self._first_error = int(failed[::-1].argmin()), ""
-        self._size = len(batch.codes)
-
-    def why_all_failed(self, progress: Progress) -> str:
-        """Return why it is no use to go on: all designs so far have failed, or the last of them; "" if not."""
-        if progress.n_done and progress.n_failed == progress.n_done:
-            return f"all {progress.n_done} designs so far have failed; the first error: {self._first_error}"
-        if self._failed_in_a_row >= max(self._size, FAILED_IN_A_ROW):
-            return f"the last {self._failed_in_a_row} designs have all failed; the first error: {self._first_error}"
-        return ""
-
-    def keep_reference(self, reference: np.ndarray) -> None:
-        self.reference = reference
-        patiently(lambda: self._store.update_study(self._study_id, reference=reference))
-
-    def should_stop(self, stopping: Callable[[], bool]) -> bool:
-        """Obey the control table: wait while paused, stop when asked, there or by a signal."""
-        request = patiently(lambda: self._store.take_request(self._study_id))
-        if request == "pause":
-            self._store.update_study(self._study_id, state="paused")
-            while request == "pause" and not stopping():
-                time.sleep(0.2)
-                request = patiently(lambda: self._store.take_request(self._study_id))
-            self._store.update_study(self._study_id, state="running")
-        return request == "stop" or stopping()
-
-
-def build_evaluation(
-    problem: Mapping[str, Any], space: Mapping[str, Any], models: Sequence[str | CostModel]
-) -> Evaluation:
-    """Return the evaluation of a study from its stored definition; what workers are built with."""
-    return Evaluation(Space.from_json(space).bind(Problem.from_json(problem)), models)
-
 
 def database(db: str | Path | None) -> str:
     """Return the database to use: the given one, else DSE_DB, else "mfm-dse.db" in the current folder."""
     return str(db or os.environ.get(DB_VARIABLE) or DEFAULT_URL)
 
 
-def _stored_batches(stored: Any, n_parameters: int) -> Iterator[tuple[Batch, list[MetricBatch]]]:
-    for number in range(stored.n_batches):
-        rows = np.flatnonzero(stored.batches == number)
-        n_evaluated = int(stored.evaluated[rows].sum())
-        batch = Batch(
-            number=number,
-            proposer=stored.proposers[number],
-            first=int(rows[0]) if len(rows) else 0,
-            codes=stored.codes[rows].astype(np.uint16).reshape(-1, n_parameters),
-            hashes=[stored.hashes[i] for i in rows],
-            marks=stored.marks[rows],
-            parents=[stored.parents[i] for i in rows],
-            n_asked=len(rows),
-            n_proposed=stored.n_proposed_by_batch[number],
-            n_evaluated=n_evaluated,
-        )
-        yield batch, [m.take(rows[:n_evaluated]) for m in stored.metrics]
-
-
-def _told(progress: Progress | None) -> str:
-    return f"{progress.n_done:,} designs" if progress is not None else "all finished designs"
-
-
 def _check_name(name: str) -> str:
     if not isinstance(name, str) or not name.strip() or len(name) > 200 or not name.isprintable():
         raise UserError(f"study name {name!r} is not 1 to 200 printable characters")
     return name
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether SIGINT or SIGTERM came; the second signal stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    came: list[int] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    old = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _heartbeat(store: Store, study_id: int) -> Iterator[None]:
-    """Keep the lease while a long evaluation or a pause has nothing to write."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(HEARTBEAT_S):
-            with suppress(DseError):  # lost or locked: the next write of the run itself says so
-                store.renew(study_id)
-
-    thread = threading.Thread(target=beat, name="dse-lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-@contextmanager
-def _reporting(name: str, report: Reporter | None) -> Iterator[Reporter]:
-    if report is not None:
-        yield report
-        return
-    from dse.progress import live_display
-
-    with live_display(name) as display:
-        yield display

@@ -71,6 +71,8 @@ DIMENSIONLESS: Final = frozenset(
         "tile_m",
         "tile_n",
         "tile_k",
+        "attn_tile_q",
+        "attn_tile_kv",
         "quality_loss",
     }
 )

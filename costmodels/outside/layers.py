@@ -12,21 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.chip import Chip, Events
-from costmodels.passes import (
+from costmodels.passes import ARRAY_S, N_PLANES, run_sizes
+from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, WIDE, K, M, N
+from costmodels.serial import serial_products
+from costmodels.systolic import cycles_per_mac
+from costmodels.totals import (
     ACTIVATION_BYTES,
-    ARRAY_S,
+    ELEMENT_CYCLES,
     KV_BYTES,
     MACS,
-    N_PLANES,
-    SCALED_MACS,
     SECONDS,
     SRAM_READ_BITS,
     SRAM_WRITE_BITS,
     WEIGHT_BYTES,
-    run_sizes,
 )
-from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, WIDE, K, M, N
-from costmodels.serial import serial_products
 from costmodels.workload import PHASES, Workload
 from dse.errors import UserError, unknown
 from dse.hardware import Accelerator
@@ -120,9 +119,9 @@ class Layers:
 
     def mac_j(self, layer: Layer) -> float:
         """Return the energy of one multiply-accumulate at the product's widths."""
-        one, scaled = np.ones(1), np.full(1, layer.bits[0] * layer.bits[1] / 64)
-        nothing = np.zeros(1)
-        events = Events(one, scaled, nothing, nothing, nothing, nothing)
+        one, nothing = np.ones(1), np.zeros(1)
+        cycles = cycles_per_mac(layer.plane[:, None, None], self.chip.arrays.is_scalable)[0]
+        events = Events(one, cycles, nothing, nothing, nothing, nothing)
         return float(self.chip.energy_parts(events, "value")["compute"][0])
 
     def constants(self) -> Mapping[str, float]:
@@ -140,7 +139,7 @@ class Layers:
         moved = ran[WEIGHT_BYTES] + ran[KV_BYTES] + ran[ACTIVATION_BYTES]
         events = Events(
             macs=ran[MACS],
-            scaled_macs=ran[SCALED_MACS],
+            element_cycles=ran[ELEMENT_CYCLES],
             vector_ops=np.zeros((1, 1)),
             sram_read_bits=ran[SRAM_READ_BITS],
             sram_write_bits=ran[SRAM_WRITE_BITS],

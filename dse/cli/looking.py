@@ -255,37 +255,6 @@ def _print_breakdown(parts: list[Breakdown]) -> None:
             click.echo(f"... and {len(order) - 12} smaller parts (--json lists all)")
 
 
-@click.command(epilog="Example: dse export medical-vqa-edge 17 --to design")
-@click.argument("study")
-@click.argument("number", type=int)
-@click.option("--to", "target", required=True, metavar="FORMAT", help="Exporter; 'design' is our own document.")
-@click.option("--out", type=click.Path(), default=".", show_default=True, help="Folder to write to.")
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
-@click.option("--force", is_flag=True, help="Export a design that is not feasible.")
-@db_option
-@json_option
-def export(
-    study: str, number: int, target: str, out: str, overwrite: bool, force: bool, db: str | None, as_json: bool
-) -> None:
-    """Export design NUMBER of STUDY for another tool."""
-    from dse import catalogue
-    from dse.export import write_files
-
-    results = stored_results(study, db)
-    chosen = results.design(number)
-    if results.violation[number] > 0 and not force:
-        raise UserError(f"design {number} is not feasible: {results.reason(number)}", "--force exports it all the same")
-    exported = catalogue.exporter(target).export(chosen)
-    paths = write_files(exported, out, overwrite=overwrite)
-    if as_json:
-        emit({"files": [str(p) for p in paths], "not_expressible": list(exported.not_expressible)})
-        return
-    for path in paths:
-        click.echo(str(path))
-    for sentence in exported.not_expressible:
-        click.echo(f"not expressible: {sentence}", err=True)
-
-
 @click.command(epilog="Example: dse dashboard --port 8501")
 @db_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)

@@ -24,16 +24,22 @@ _COMMANDS: Final = {
     "front": "dse.cli.looking",
     "show": "dse.cli.looking",
     "evaluate": "dse.cli.looking",
-    "export": "dse.cli.looking",
+    "export": "dse.cli.exchanging",
+    "import": "dse.cli.exchanging",
     "crosscheck": "dse.cli.crosscheck",
+    "trace": "dse.cli.tracing",
     "dashboard": "dse.cli.looking",
     "models": "dse.cli.catalogs",
     "model": "dse.cli.catalogs",
     "hardware": "dse.cli.catalogs",
     "calibrate": "dse.cli.calibrating",
     "knobs": "dse.cli.catalogs",
+    "db": "dse.cli.upkeep",
     "doctor": "dse.cli.catalogs",
 }
+
+# command -> function, where the name is a word of the language
+_FUNCTIONS: Final = {"import": "import_"}
 
 # The first line tells click to leave the lines as they are.
 _EXAMPLES: Final = """\b
@@ -53,7 +59,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), _FUNCTIONS.get(cmd_name, cmd_name))
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from dse.cli.output import db_option, emit, json_option
+from dse.errors import UserError
+
+if TYPE_CHECKING:
+    from dse.stopping import Plateau
 
 
 def executor_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +63,9 @@ def executor_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--study", "chosen", metavar="NAME", help="Which study, where the file has several.")
 @click.option("--fork", metavar="NEW", help="Run it under another name, beside the stored one.")
+@click.option("--wall-clock", metavar="TIME", help="End after this time: seconds, '90 min', '2 h'.")
+@click.option("--plateau", metavar="N:RATIO", help="End when N designs added no more than RATIO of the hypervolume.")
+@click.option("--target", metavar="GOAL", help="End when a design keeps 'latency_s <= 0.2, ...', or at a hypervolume.")
 @json_option
 def run(
     file: str,
@@ -72,6 +80,9 @@ def run(
     wait_s: float,
     chosen: str | None,
     fork: str | None,
+    wall_clock: str | None,
+    plateau: str | None,
+    target: str | None,
     as_json: bool,
 ) -> None:
     """Run the study in FILE, or continue it where it stopped.
@@ -93,6 +104,9 @@ def run(
         worker_memory_bytes=int(parse(worker_memory, "memory_bytes")) if worker_memory else 0,
         ray_address=ray_address,
         wait_s=wait_s,
+        wall_clock=wall_clock,
+        plateau=_plateau(plateau),
+        target=_number(target),
     )
     front = results.front()
     if as_json:
@@ -103,6 +117,25 @@ def run(
     number = int(front.numbers[0]) if len(front) else results.nearest()
     click.echo(f"\nNext: dse show {shlex.quote(results.row.name)} {number}{where}", err=True)
     click.echo(f"      dse dashboard{where}", err=True)
+
+
+def _plateau(text: str | None) -> Plateau | None:
+    from dse.stopping import Plateau
+
+    if text is None:
+        return None
+    designs, _, ratio = text.partition(":")
+    try:
+        return Plateau(int(designs), float(ratio))
+    except ValueError:
+        raise UserError(f"--plateau {text!r} is not N:RATIO", "e.g. --plateau 1000:0.001") from None
+
+
+def _number(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _request(name: str, db: str | None, request: str, as_json: bool) -> None:

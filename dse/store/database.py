@@ -23,25 +23,30 @@ from dse.store.store import Store
 DEFAULT_URL: Final = "sqlite:///mfm-dse.db"
 
 
-def open_store(url: str | Path = DEFAULT_URL, *, read_only: bool = False) -> Store:
+def open_store(
+    url: str | Path = DEFAULT_URL, *, read_only: bool = False, any_version: bool = False, must_exist: bool = False
+) -> Store:
     """Open a store, creating it unless ``read_only``.
 
     Args:
         url: a database URL ("sqlite:///studies.db", "postgresql://user@host/name") or the path of an SQLite file.
         read_only: for readers; the database must exist.
+        must_exist: do not create it; implied by ``read_only``.
+        any_version: accept an older schema too, for upkeep; such a database can be upgraded, not used.
 
     Raises:
         UserError: a URL that is none, a folder that does not exist, a driver that is not installed.
-        StoreRefused: not a database, another tool's, damaged, or written by a newer version; it is left untouched.
+        StoreRefused: not a database, another tool's, damaged, written by a newer version or (unless ``any_version``)
+            by an older one; it is left untouched.
     """
     parsed = _parse(url)
     shown = parsed.render_as_string(hide_password=True)
     if parsed.get_backend_name() == "sqlite":
-        _check_file(parsed, shown, read_only)
+        _check_file(parsed, shown, read_only or must_exist)
     engine = _engine(parsed, shown, read_only)
     try:
         with translated(shown):
-            _check_ours(engine, shown, read_only)
+            _check_ours(engine, shown, read_only or must_exist, any_version)
     except BaseException:
         engine.dispose()
         raise
@@ -67,12 +72,12 @@ def _parse(url: str | Path) -> URL:
     return parsed
 
 
-def _check_file(url: URL, shown: str, read_only: bool) -> None:
+def _check_file(url: URL, shown: str, must_exist: bool) -> None:
     if not url.database or url.database == ":memory:":
         return
     path = Path(url.database)
     if not path.exists():
-        if read_only:
+        if must_exist:
             raise UserError(f"there is no database {shown}", "run a study first, or name another with --db")
         if not path.parent.is_dir():
             raise UserError(f"the folder {str(path.parent)!r} of the database does not exist", "create it first")
@@ -126,10 +131,10 @@ def _read_pragmas(connection: Any, _: Any) -> None:
     cursor.close()
 
 
-def _check_ours(engine: Engine, shown: str, read_only: bool) -> None:
+def _check_ours(engine: Engine, shown: str, must_exist: bool, any_version: bool) -> None:
     found = set(inspect(engine).get_table_names())
     if not found:
-        if read_only:
+        if must_exist:
             raise UserError(f"{shown} is empty", "run a study first, or name another with --db")
         _create(engine)
         return
@@ -153,6 +158,12 @@ def _check_ours(engine: Engine, shown: str, read_only: bool) -> None:
             f"{shown} was written by a newer mfm-dse (schema {version}, this one knows {tables.SCHEMA_VERSION})",
             "upgrade mfm-dse; the database was left untouched",
         )
+    if version < tables.SCHEMA_VERSION and not any_version:
+        raise StoreRefused(
+            f"{shown} was written by an older mfm-dse (schema {version}, this one writes {tables.SCHEMA_VERSION}); "
+            "it was left untouched",
+            "'dse db upgrade' brings it up to date, and keeps a copy of an SQLite file",
+        )
 
 
 def _create(engine: Engine) -> None:
@@ -168,3 +179,4 @@ def _create(engine: Engine) -> None:
                 {"key": "schema_version", "value": str(tables.SCHEMA_VERSION)},
             ],
         )
+        connection.execute(insert(tables.alembic_version).values(version_num=tables.REVISION))

@@ -3,10 +3,16 @@
     meta        application and schema version, by which a foreign or newer database is recognised
     study       one row per study: its definition as JSON, state, budget, hypervolume reference, the writer's lease
     evaluator   the cost models of a study, with version and fingerprint, and the layout of their packed columns
-    batch       what one ask returned: proposer, how many were new
-    design      a paid design: hash and codes; proposed when it has no evaluation yet
+    batch       what one ask returned: proposer, number of its first design, how many were new
+    design      a paid design: hash, codes, and how often its evaluation was lost with its process
     evaluation  the metrics of a design by one evaluator
     control     what a user asks of a running study (pause, resume, stop)
+    alembic_version  the last migration, for Alembic
+
+Facts are stored, states follow from them. A design is *done*, *infeasible* or *failed* by its evaluations. Without one
+it is *leased* while a living coordinator holds its study, *stale* where the coordinator ended without giving the lease
+back (whoever takes over counts one attempt more, and evaluates it again), else *proposed*. The random generator of
+a batch is seeded by (the study's seed, its number); proposers keep no state that the history does not give back.
 
 Packed columns are little-endian: codes unsigned 8-bit where every parameter has at most 256 levels, else 16-bit;
 metrics float64 in the evaluator's layout, which only ever grows at its end.
@@ -29,10 +35,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 APPLICATION: Final = "mfm-dse"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+REVISION: Final = "0002"  # of the migrations; one per schema version
 
 metadata = MetaData()
 
@@ -82,6 +90,7 @@ batch = Table(
     Column("proposer", String(200), nullable=False),
     Column("n_asked", Integer, nullable=False),
     Column("n_proposed", Integer, nullable=False),
+    Column("first", Integer, nullable=False, server_default=text("0")),
     Column("n_designs", Integer, nullable=False),
     Column("is_done", Boolean, nullable=False, default=False),
     Column("created_s", Float, nullable=False),
@@ -93,11 +102,12 @@ design = Table(
     metadata,
     Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("batch", Integer, nullable=False),
     Column("hash", LargeBinary(16), nullable=False),
     Column("codes", LargeBinary, nullable=False),
     Column("mark", Integer),
     Column("parents", Text),
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    Column("last_error", Text),
     UniqueConstraint("study_id", "hash"),
     sqlite_with_rowid=False,
 )
@@ -122,3 +132,5 @@ control = Table(
     Column("request", String(16), nullable=False),
     Column("requested_s", Float, nullable=False),
 )
+
+alembic_version = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))

@@ -187,7 +187,8 @@ def traffic_at_least_compulsory(model: CostModel, space: BoundSpace, codes: np.n
 def _linear_bytes(problem: Problem, batch: DesignBatch, row: int, phase: str) -> float:
     """Return the least bytes of the dense linear products of one pass, module by module.
 
-    The weights alone are counted; in prefill, on an accelerator, operands, results and the input-output bound too.
+    The weights alone are counted; in prefill, on an accelerator, operands, results and the input-output bound too,
+    unless the design keeps some of them on chip by fusing projections.
     """
     model = problem.models[TARGET]
     sram = float(batch["sram_bytes"][row]) if "sram_bytes" in batch else 0.0
@@ -215,7 +216,7 @@ def _linear_bytes(problem: Problem, batch: DesignBatch, row: int, phase: str) ->
         owner = model.module(op.module).tied_to or op.module
         width, n_weights = bits.get(owner, 16.0) / 8, op.n_weights(heads, channels)
         least = n_weights * width
-        if phase == "prefill" and sram and op.rows == "token":
+        if phase == "prefill" and sram and op.rows == "token" and not _fuses(batch, row):
             outputs = op.n.size(heads, channels)
             n_products = n_weights / (outputs * op.k.size(heads, channels))
             narrowest = min(width, *(float(w) / 8 for w in KNOBS["act_bits"].allowed))
@@ -224,6 +225,11 @@ def _linear_bytes(problem: Problem, batch: DesignBatch, row: int, phase: str) ->
             least = max(least, narrowest * (2 * tokens * n_weights / words**0.5 - 2 * words * n_products))
         total += kept.get((op.component, op.block), 1.0) * least
     return total
+
+
+def _fuses(batch: DesignBatch, row: int) -> bool:
+    """Whether a design fuses anything but attention."""
+    return any(bool(np.any(batch[name][row])) for name in ("fuse_mlp", "fuse_norm", "fuse_groups") if name in batch)
 
 
 def _kept_units(

@@ -78,7 +78,7 @@ class Toy:
 def append(record, codes, objectives, violation, marks, proposer):
     """Add designs that ran, of a goal without constraints."""
     n = len(codes)
-    record.append(codes, objectives, violation, np.empty((n, 0)), np.zeros(n, dtype=bool), marks, proposer)
+    record.append(codes, objectives, violation, np.empty((n, 0)), np.zeros(n, dtype=bool), marks, [(proposer, n)])
 
 
 def search(name, rule, n, seed=0, *, space=GRID, goal=TWO, k=8, lag=1):

@@ -28,7 +28,7 @@ from dse.pareto import first_front
 from dse.problem import Problem
 from dse.space import BoundSpace
 from dse.testing.samples import small_model
-from tests.benchmarks import devices
+from tests.benchmarks import devices, engine, simulator
 from tests.oracles.test_zigzag import summary as zigzag
 
 REPEATS = 5
@@ -98,6 +98,7 @@ FIXED_TILES: dict[str, Choice] = {
     "tile_m": Choice(32, 64, 128), "tile_n": Choice(64, 128, 256), "tile_k": Choice(64, 128, 256),
     "loop_order": Choice("mnk", "nmk", "mkn", "nkm"),
 }  # fmt: skip
+FUSED: dict[str, Choice] = {name: Choice(True) for name in ("fuse_attention", "fuse_mlp", "fuse_norm")}
 FREE_TILES: dict[str, Choice] = {"tile_m": Choice(0), "loop_order": Choice("auto")}
 
 
@@ -118,7 +119,7 @@ def products_rate(n: int = 100_000) -> float:
     table = Products(
         kind=zero + LINEAR, block=zero, k=sides(), n=sides(), heads=one[:, None] * [1.0, 0.0, 0.0],
         kv_heads=one[:, None] * [1.0, 0.0, 0.0], rows=np.arange(per_chip), span=zero, copies=one, active=one,
-        weight=np.arange(per_chip), share=one[:, None].copy(), act=zero, cache=zero,
+        weight=np.arange(per_chip), share=one[:, None].copy(), act=zero, cache=zero, windowed=zero > 0,
     )  # fmt: skip
     plain = np.ones((chips, 1))
     bound = Bound(
@@ -150,8 +151,17 @@ def rates() -> dict[str, tuple[float, str]]:
     for n in (64, 256, 1024, 4096):
         codes = space.sample(n, rng)
         batch = space.decode(codes)
+        found[f"LLaVA-1.5-7B, hardware metrics, batch {n}"] = (
+            n / cpu_s(lambda b=batch: analytical.evaluate(b)),
+            "designs",
+        )
         both = cpu_s(lambda batch=batch: (analytical.evaluate(batch), prior.evaluate(batch)))
         found[f"LLaVA-1.5-7B, all metrics, batch {n}"] = (n / both, "designs")
+    fused = llava_space(**FIXED_TILES, **FUSED)
+    fused_model = catalogue.cost_model("analytical").prepare(fused.schema.problem)
+    batch_fused = fused.decode(fused.sample(1024, rng))
+    both = cpu_s(lambda: (fused_model.evaluate(batch_fused), prior.evaluate(batch_fused)))
+    found["LLaVA-1.5-7B, all metrics, everything fused, batch 1024"] = (1024 / both, "designs")
     found["LLaVA-1.5-7B on a GPU, batch 1024"] = (1024 / cpu_s(device_work()), "designs")
     free = llava_space(**FREE_TILES)
     batch_free = free.decode(free.sample(256, rng))
@@ -214,10 +224,16 @@ def main() -> None:
     print(f"{'':58}{'per CPU second':>16}{'per yardstick':>16}")
     for name, (rate, unit) in found.items():
         print(f"{name:58}{rate:>16,.0f}{rate * stick:>16,.0f}  {unit}")
+    print("\nA study end to end (rates per CPU second; Optuna beside it)\n")
+    end_to_end = engine.figures()
+    for what, value, unit in end_to_end:
+        print(f"{what:74}{value:>14,.2f}  {unit}")
     print("\nDevice kernels: errors on rows that were not fitted (a minute or two)\n")
     print(devices.accuracy())
     print("\nOne layer of GPT-3 175B on four A100, batch 8, 2,048 tokens; decode at position 1,025\n")
     print(devices.gpt3_layer())
+    print("\nSimulator\n")
+    print(simulator.report(llava_space(**FIXED_TILES)))
     agreement = zigzag()
     print(f"\n{'analytical against ZigZag 3.9.1, tpu_like, 25 products':58}")
     for name, value in agreement.items():
@@ -227,6 +243,7 @@ def main() -> None:
             "yardstick_s": stick,
             "zigzag": agreement,
             "rates_per_s": {name: rate for name, (rate, _) in found.items()},
+            "end_to_end": {what: value for what, value, _ in end_to_end},
         }
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -17,11 +17,11 @@ from functools import partial
 import numpy as np
 
 from dse import Choice
+from dse.coordinator import build_evaluation
 from dse.evaluation import Evaluation
 from dse.execute import Means, make_executor
 from dse.metrics import MetricBatch
 from dse.space import Space
-from dse.study import build_evaluation
 from dse.testing.samples import small_problem
 
 DESIGN_S = 0.02

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dse import catalogue
-from dse.hardware import read_hardware
+from dse.errors import HardwareError
+from dse.hardware import Device, read_hardware
 from dse.model import read_model
 from dse.params import Choice, Float
 from dse.problem import Problem
@@ -15,6 +16,16 @@ from dse.testing.conformance import check_cost_model
 from dse.testing.samples import small_problem, small_space
 
 MODELS = sorted(catalogue.listing("cost model"))
+
+
+def check(name, space, n_rows):
+    """Run the kit; the simulator, which needs an array, refuses devices instead."""
+    if name == "simulated" and isinstance(space.schema.problem.hardware, Device):
+        with pytest.raises(HardwareError, match="is a device"):
+            catalogue.cost_model(name).prepare(space.schema.problem)
+        return
+    check_cost_model(catalogue.cost_model(name), space, n_rows=n_rows)
+
 
 SMALL = [
     ("vision-language", "npu-template", {}),
@@ -34,7 +45,7 @@ REAL = [
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("kind", "hardware", "scenario"), SMALL)
 def test_on_small_problems(name, kind, hardware, scenario):
-    check_cost_model(catalogue.cost_model(name), small_space(small_problem(kind, hardware, **scenario)), n_rows=60)
+    check(name, small_space(small_problem(kind, hardware, **scenario)), n_rows=60)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -59,4 +70,31 @@ def test_on_real_models(name, model, hardware):
         ffn_keep=Float(0.5, 1.0, per="block"),
         block_keep=Choice(0.75, 1.0, per="component"),
     ).bind(problem)
-    check_cost_model(catalogue.cost_model(name), space, n_rows=4)
+    check(name, space, n_rows=4)
+
+
+@pytest.mark.parametrize("model", REAL)
+def test_fused_designs_of_real_models(model):
+    """Every named form on drawn accelerators: rows, laws and breakdown."""
+    read = read_model(model)
+    scenario = Scenario(
+        prompt_tokens=33,
+        output_tokens=9,
+        images=int(read.image_rule is not None),
+        image_px=(500, 400),
+        audio_s=7.5 if read.audio_rule is not None else 0.0,
+    )
+    roomy = {**read_hardware("npu-template").to_json(), "memory_bytes": "2 TiB"}
+    problem = Problem({"target": read}, scenario, read_hardware(roomy))
+    space = Space(
+        weight_bits=Choice(3, 8, per="component"),
+        kv_bits=Choice(4, 16, per="block"),
+        head_keep=Float(0.5, 1.0, per="block"),
+        block_keep=Choice(0.75, 1.0, per="component"),
+        fuse_attention=Choice(False, True, per="component"),
+        fuse_mlp=Choice(False, True, per="component"),
+        fuse_norm=Choice(False, True, per="component"),
+        sram_bytes=Choice("16 MiB", "64 MiB"),
+        dataflow=Choice("ws", "os", "is"),
+    ).bind(problem)
+    check_cost_model(catalogue.cost_model("analytical"), space, n_rows=4)

@@ -176,3 +176,12 @@ def test_experts_touched():
     prefill = next(p for p in sizes.phases if p.name == "prefill")
     counts = set(np.round(prefill.gemms.planes[COUNT, 0][prefill.gemms.is_weight], 6).tolist())
     assert 5.46875 in counts
+
+
+def test_windows_read_every_position_once():
+    """Prefill of Gemma 3, 29 of whose 34 layers look at windows of 1,024: 34 layers x 4 heads x 256 x 2 x 16 bits."""
+    problem = problem_of("gemma-3-4b", images=0, image_px=(0, 0), prompt_tokens=4000, output_tokens=2)
+    prefill = next(p for p in sizes_of(problem).phases if p.name == "prefill").gemms
+    read = (prefill.planes[COUNT] * prefill.planes[B_BYTES])[0, prefill.is_cached].sum()
+    assert read == 4000 * 34 * 4 * 256 * 2 * 2 == 4000 * problem.target.kv_bytes_per_token()
+    assert prefill.products.windowed.sum() == 2 * 29

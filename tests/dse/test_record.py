@@ -24,8 +24,10 @@ def _record(n=500, feasible=True):
     objectives[3], objectives[4] = (0.0, 1.0), (1.0, 0.0)
     violation = np.zeros(n) if feasible else 1.0 + np.abs(i - 100.0)
     margins, failed = np.full((n, 2), np.nan), np.zeros(n, dtype=bool)
-    record.append(codes[:5], objectives[:5], violation[:5], margins[:5], failed[:5], np.arange(5), "first")
-    record.append(codes[5:], objectives[5:], violation[5:], margins[5:], failed[5:], np.arange(5, n), "second")
+    record.append(codes[:5], objectives[:5], violation[:5], margins[:5], failed[:5], np.arange(5), [("first", 5)])
+    record.append(
+        codes[5:], objectives[5:], violation[5:], margins[5:], failed[5:], np.arange(5, n), [("second", n - 5)]
+    )
     return record, codes
 
 

@@ -49,10 +49,10 @@ def quiet(progress):
 def rows(path):
     connection = sqlite3.connect(path)
     tables = {
-        "design": "SELECT number, batch, hash, codes, mark, parents FROM design ORDER BY number",
+        "design": "SELECT number, hash, codes, mark, parents FROM design ORDER BY number",
         "evaluation": "SELECT number, evaluator_id, status, excess_ratio, metrics, reason FROM evaluation "
         "ORDER BY number, evaluator_id",
-        "batch": "SELECT number, proposer, n_asked, n_proposed, n_designs, is_done FROM batch ORDER BY number",
+        "batch": "SELECT number, proposer, n_asked, n_proposed, first, n_designs, is_done FROM batch ORDER BY number",
         "study": "SELECT name, spec, state, stop_reason, target, asked, reference FROM study",
     }
     found = {name: connection.execute(sql).fetchall() for name, sql in tables.items()}

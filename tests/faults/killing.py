@@ -66,10 +66,10 @@ study = Study(
 """
 
 TABLES = {
-    "design": "SELECT number, batch, hash, codes, mark, parents FROM design ORDER BY number",
+    "design": "SELECT number, hash, codes, mark, parents FROM design ORDER BY number",
     "evaluation": "SELECT number, evaluator_id, status, excess_ratio, metrics, reason FROM evaluation "
     "ORDER BY number, evaluator_id",
-    "batch": "SELECT number, proposer, n_asked, n_proposed, n_designs, is_done FROM batch ORDER BY number",
+    "batch": "SELECT number, proposer, n_asked, n_proposed, first, n_designs, is_done FROM batch ORDER BY number",
     "study": "SELECT state, stop_reason, target, reference FROM study",
 }
 
@@ -153,7 +153,7 @@ def check_kept(before, after):
         assert after[name][: len(before[name])] == before[name], f"acknowledged rows of {name} were lost or changed"
     numbers = [row[:2] for row in after["evaluation"]]
     assert len(set(numbers)) == len(numbers), "an evaluation is there twice"
-    hashes = [row[2] for row in after["design"]]
+    hashes = [row[1] for row in after["design"]]
     assert len(set(hashes)) == len(hashes), "a design is there twice"
 
 

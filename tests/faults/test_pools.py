@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from dse.coordinator import build_evaluation
 from dse.errors import UserError
 from dse.evaluation import Evaluation
 from dse.execute import Means, make_executor, pool
@@ -19,7 +20,6 @@ from dse.execute.local import LocalExecutor
 from dse.metrics import MetricBatch
 from dse.params import Choice
 from dse.space import Space
-from dse.study import build_evaluation
 from dse.testing.conformance import check_executor
 from dse.testing.samples import small_problem, small_space
 

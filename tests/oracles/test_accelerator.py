@@ -128,6 +128,8 @@ class Walk:
         else:
             k, n = (k, span) if op.kind is OpKind.SCORE else (span, n)
             kv_heads = op.kv_heads.size(heads, channels)
+            if op.window and span < length:  # as many windows as the rows fill
+                length, number = span, number * length / span
             count, m, a_bits = number * kv_heads, length * op.heads.size(heads, channels) / kv_heads, 16
             name = "k_bits" if op.kind is OpKind.SCORE else "v_bits"
             bits = self.value(name, op.component, op.block) if op.cached else 16

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dse import catalogue
+from dse.params import Choice
 from dse.testing.laws import LAWS
 from dse.testing.samples import small_problem, small_space
 from dse.testing.strategies import code_rows
@@ -20,11 +21,20 @@ SPACES = {
     "npu": small_space(),
     "gpu": small_space(small_problem(hardware="b200-sxm-180gb")),
     "text": small_space(small_problem("text", batch=3)),
+    "fused": small_space(
+        fuse_attention=Choice(False, True, per="component"),
+        fuse_mlp=Choice(False, True, per="component"),
+        fuse_norm=Choice(False, True, per="component"),
+        attn_tile_q=Choice(0, 1, 3, 16),
+        attn_tile_kv=Choice(0, 2, 16, 50),
+        sram_bytes=Choice("64 KiB", "256 KiB", "1 MiB"),
+    ),
 }
+# The simulator needs an array and refuses devices.
+ALL = [(space, *case) for space in SPACES for case in CASES if (space, case[0]) != ("gpu", "simulated")]
 
 
-@pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize(("name", "law"), CASES)
+@pytest.mark.parametrize(("space", "name", "law"), ALL)
 @settings(max_examples=25)
 @given(data=st.data())
 def test_law(space, name, law, data):

@@ -32,7 +32,7 @@ def ms_per_design(arm: str, n: int) -> float:
     columns = target.columns(codes)
     objectives, violation = target.goal.to_minimise(columns, n), target.goal.violation(columns, np.zeros(n))
     margins, failed = target.goal.margins(columns, n), np.zeros(n, dtype=bool)
-    record.append(codes, objectives, violation, margins, failed, rng.integers(0, 64, n), arm)
+    record.append(codes, objectives, violation, margins, failed, rng.integers(0, 64, n), [(arm, n)])
     proposer, times = catalogue.proposer(arm), []
     for batch in range(REPEATS + 1):
         began = time.process_time()
