@@ -43,6 +43,7 @@ from costmodels.constants import CALIBRATED, TRANSFERRED, book_for, book_hash
 from costmodels.device_energy import energy_j
 from costmodels.device_kernels import DeviceKernels, Kernels, activation_bytes, width
 from costmodels.exchange import Exchange
+from costmodels.latency import request_times
 from costmodels.plan import Plan, ShardedPlan
 from costmodels.products import COUNT, PLAIN_BITS
 from costmodels.sharding import Layout, Sharding
@@ -77,12 +78,18 @@ class _Load:
 
 @dataclass(frozen=True)
 class _Times:
-    """Times of a batch: by phase and pass, and the ends of the request's band, shapes (n,)."""
+    """Seconds of a pass of each phase, shape (n,), and their ends (floor, low, high), shape (3, n)."""
 
     phases: Mapping[str, np.ndarray]
-    floor: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    ends: Mapping[str, np.ndarray]
+
+    def low(self) -> dict[str, np.ndarray]:
+        """Return the low ends: of the band, but no less than peaks allow."""
+        return {p: np.minimum(np.maximum(self.ends[p][0], self.ends[p][1]), s) for p, s in self.phases.items()}
+
+    def high(self) -> dict[str, np.ndarray]:
+        """Return the high ends of the band."""
+        return {p: np.maximum(self.ends[p][2], s) for p, s in self.phases.items()}
 
 
 class DeviceEvaluator:
@@ -146,7 +153,7 @@ class DeviceEvaluator:
         tables = self.workload.tables(batch.schema)
         plan.prepare(sizes)
         seconds = {name: np.zeros(n) for name in ("encode", "prefill", "decode")}
-        floor, low, high = np.zeros(n), np.zeros(n), np.zeros(n)
+        ends = {name: np.zeros((3, n)) for name in seconds}
         moved, computed = np.zeros(n), np.zeros(n)
         live, narrowest = np.zeros(n), np.full(n, float(PLAIN_BITS))
         for phase in sizes.phases:
@@ -161,9 +168,8 @@ class DeviceEvaluator:
                 self._kernels.vectors(phase, tables.vectors[phase.name].labels, n, plan.tensor, plan.cached),
             ):
                 seconds[phase.name] = seconds[phase.name] + stretch * part.seconds()
-                floor = floor + times * part.planes[kernels.FLOOR].sum(axis=1)
-                low = low + times * part.planes[kernels.LOW].sum(axis=1)
-                high = high + times * part.planes[kernels.HIGH].sum(axis=1)
+                for end, plane in enumerate((kernels.FLOOR, kernels.LOW, kernels.HIGH)):
+                    ends[phase.name][end] += stretch * part.planes[plane].sum(axis=1)
                 runs = self._passes(phase.name) * plan.devices_per_pass
                 moved = moved + runs * part.moved_bytes.sum(axis=1)
                 computed = computed + runs * part.compute_s.sum(axis=1)
@@ -177,7 +183,7 @@ class DeviceEvaluator:
                         ledger.add_one(
                             "latency_s", (component, phase.name, "collective", "communication"), times * time
                         )
-                floor, low, high = floor + times * sent.floor, low + times * sent.low, high + times * sent.high
+                ends[phase.name] += stretch * np.stack([sent.floor, sent.low, sent.high])
             weights = gemms.is_weight & (gemms.planes[COUNT] > 0)
             live = np.maximum(live, np.where(weights, activation_bytes(gemms.planes), 0.0).max(axis=1))
             narrowest = np.minimum(narrowest, np.where(weights, width(gemms.planes), PLAIN_BITS).min(axis=1))
@@ -189,7 +195,7 @@ class DeviceEvaluator:
         load = _Load(
             np.broadcast_to(batch["batch"], n).astype(np.float64), plan.busy, *held, live, moved, computed, narrowest
         )
-        return self._metrics(load, limits, _Times(seconds, floor, low, high))
+        return self._metrics(load, limits, _Times(seconds, ends))
 
     def _plan(self, batch: DesignBatch) -> Plan:
         layout = Layout.of(batch)
@@ -204,18 +210,12 @@ class DeviceEvaluator:
         return float(self.problem.scenario.output_tokens - 1) if phase == "decode" else 1.0
 
     def _metrics(self, load: _Load, laws: Sequence[Limit], times: _Times) -> MetricBatch:
-        seconds, requests = times.phases, load.requests
-        latency = seconds["encode"] + seconds["prefill"] + self._passes("decode") * seconds["decode"]
-        low_s, high_s = np.minimum(np.maximum(times.floor, times.low), latency), np.maximum(times.high, latency)
-        n = len(latency)
+        requests = load.requests
+        seconds = [request_times(s, self._passes("decode")) for s in (times.low(), times.phases, times.high())]
+        (low_s, latency, high_s), n = (s["latency_s"] for s in seconds), len(requests)
         memory = load.weight_bytes + load.kv_bytes + load.live_bytes
         values = {
-            "latency_s": latency,
-            "ttft_s": seconds["encode"] + seconds["prefill"],
-            "tpot_s": seconds["decode"],
-            "encode_s": seconds["encode"],
-            "prefill_s": seconds["prefill"],
-            "decode_s": self._passes("decode") * seconds["decode"],
+            **seconds[1],
             "throughput_tokens_per_s": requests * self.problem.scenario.output_tokens / latency,
             "memory_bytes": memory,
             "weight_bytes": load.weight_bytes,
@@ -223,7 +223,9 @@ class DeviceEvaluator:
             "activation_bytes": load.live_bytes,
             "dram_bytes": load.moved_bytes,
         }
-        intervals = {"latency_s": (low_s, high_s)}
+        tokens = requests * self.problem.scenario.output_tokens
+        intervals = {name: (seconds[0][name], seconds[2][name]) for name in seconds[1]}
+        intervals["throughput_tokens_per_s"] = (tokens / high_s, tokens / low_s)
         device = self.device
         if device.power_w:
             power, ends = device.power_w * load.devices, (low_s, latency, high_s)
