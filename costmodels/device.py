@@ -6,7 +6,9 @@ block's experts one kernel; their latency is the closed form of :mod:`costmodels
 kernel follows from the widths of the operands:
 
     activations 16, weights 16 | 5-8 | 2-4      bfloat16 | int8_wo | int4_wo (weights widened on the way in)
-    activations 5-8, weights 2-8                fp8, or int8 ("sq") where the device has no fp8 or a faster int8
+    activations 5-8, weights 2-8                fp8, or int8 ("sq") where the device has no fp8 or a faster int8;
+                                                of experts fp8 with a scale per block, as checkpoints store them (with
+                                                one per tensor, vLLM's measured kernel takes seven times as long)
     activations 4, weights 2-4                  nvfp4, or int4 with the constants of 8 bits
     keys and values 16 | narrower               context and decode attention on a 16-bit | 8-bit cache
 

@@ -90,7 +90,9 @@ class DeviceKernels:
         names = [_precision(device, a, b) for a in _WIDTHS for b in _WIDTHS]
         self._quantised = np.array([GEMM[name].quantises for name in names])
         self._has_waves = np.array([GEMM[name].has_waves for name in names])
-        asked = [("gemm", name, "") for name in names] + [("moe", name, "") for name in names]
+        asked = [("gemm", name, "") for name in names] + [
+            ("moe", "fp8_block" if name == "fp8" else name, "") for name in names
+        ]
         self._row = {"encode": len(asked)}
         asked.append(("encoder_attention", "bfloat16", ""))
         self._row["prefill"] = len(asked)
