@@ -2,6 +2,8 @@
 # make test       all tests
 # make check      format, lint, types, import contracts, tests
 # make bench      benchmarks
+# make bench-executors  what a second worker brings
+# make bench-faults  250 kills of running studies
 # make bench-search  search methods on frozen spaces
 # make dashboard  the web dashboard over the stored studies
 #
@@ -11,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup.py
 
-.PHONY: study test check format lint types contracts bench bench-search dashboard lock clean
+.PHONY: study test check format lint types contracts bench bench-executors bench-faults bench-search dashboard lock clean
 
 study: .venv/runtime
 	@$(BIN)/dse run studies/medical_vqa_edge.py
@@ -38,6 +40,12 @@ contracts: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks
+
+bench-executors: .venv/dev
+	$(BIN)/python -m tests.benchmarks.executors
+
+bench-faults: .venv/dev
+	$(BIN)/python -m tests.faults.killing --kills 250
 
 bench-search: .venv/dev
 	$(BIN)/python -m tests.benchmarks.search

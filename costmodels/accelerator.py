@@ -30,6 +30,7 @@ from costmodels.chip import ENDS, Chip, Events
 from costmodels.fused_designs import AskedPhase, n_forms
 from costmodels.fusion import Partitioner, check_given, form_edges
 from costmodels.groups import N_GROUP_PLANES, VECTOR_OPS, Ask, make_room
+from costmodels.latency import BAND, request_times
 from costmodels.passes import ARRAY_S, N_PLANES, TRAFFIC_S, run_fused_pass, run_pass
 from costmodels.schedule import Schedule
 from costmodels.tables import Gemms, class_of
@@ -151,6 +152,7 @@ class AcceleratorEvaluator:
 
     metrics: Sequence[str] = METRICS
     can_fuse = True
+    band = BAND
 
     def __init__(self, problem: Problem, hardware: Accelerator, version: str) -> None:
         self.problem, self.hardware = problem, hardware
@@ -281,17 +283,16 @@ class AcceleratorEvaluator:
     ) -> MetricBatch:
         n = len(latency)
         requests = np.broadcast_to(sizes.requests[:, 0], n)
-        energy = {end: (chip.energy(events, end) + chip.leakage_w(end) * latency) / requests for end in ENDS}
+        tokens, times = requests * self.problem.scenario.output_tokens, request_times(seconds, self._passes("decode"))
+        slack = {"value": 1.0, "low": self.band[0], "high": self.band[1]}
+        energy = {
+            end: (chip.energy(events, end) + chip.leakage_w(end) * (slack[end] * latency)) / requests for end in ENDS
+        }
         area = {end: chip.area(end) for end in ENDS}
         memory = sizes.weight_bytes + sizes.kv_bytes + live
         values = {
-            "latency_s": latency,
-            "ttft_s": seconds["encode"] + seconds["prefill"],
-            "tpot_s": seconds["decode"],
-            "encode_s": seconds["encode"],
-            "prefill_s": seconds["prefill"],
-            "decode_s": self._passes("decode") * seconds["decode"],
-            "throughput_tokens_per_s": requests * self.problem.scenario.output_tokens / latency,
+            **times,
+            "throughput_tokens_per_s": tokens / latency,
             "energy_j": energy["value"],
             "power_w": energy["value"] * requests / latency,
             "memory_bytes": memory,
@@ -301,9 +302,12 @@ class AcceleratorEvaluator:
             "dram_bytes": events.dram_bits / 8,
             "area_mm2": area["value"],
         }
+        low, high = self.band
         intervals = {
+            **{name: (low * value, high * value) for name, value in times.items()},
+            "throughput_tokens_per_s": (tokens / (high * latency), tokens / (low * latency)),
             "energy_j": (energy["low"], energy["high"]),
-            "power_w": (energy["low"] * requests / latency, energy["high"] * requests / latency),
+            "power_w": (energy["low"] * requests / (high * latency), energy["high"] * requests / (low * latency)),
             "area_mm2": (area["low"], area["high"]),
         }
         limits = [

@@ -16,7 +16,7 @@ from dse.hardware import Accelerator, Device, hardware_names, read_hardware
 from dse.problem import Problem
 from dse.protocols import Calibration, Evaluator
 
-VERSION = "4"
+VERSION = "5"
 
 PHYSICAL: Final = "physical"
 SCALESIM: Final = "scalesim"

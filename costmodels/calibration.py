@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from costmodels import collectives, kernels
-from costmodels.constants import Book, Entry, fields_of
+from costmodels.constants import Entry, fields_of
 from costmodels.measurements import Key, Measurement, work_of
 from dse.hardware import Device
 
@@ -70,7 +70,9 @@ def _priors(launch_s: float, compute: float, bandwidth: float, blend: float, **s
 
 
 PRIORS: Final[Mapping[str, Mapping[str, Prior]]] = {
-    "gemm": _priors(8e-6, 0.7, 0.8, 2.5, pass_ratio=Prior(1.0, 1.2, 0.01, 30.0)),
+    "gemm": _priors(
+        8e-6, 0.7, 0.8, 2.5, pass_ratio=Prior(1.0, 1.2, 0.01, 30.0), block_rows=Prior(0.5, 0.7, 0.01, 3.0)
+    ),
     "context_attention": _priors(
         1e-5, 0.5, 0.5, 1.2, pass_ratio=Prior(0.5, 1.2, 0.01, 30.0), tail_ratio=Prior(0.5, 0.9, 0.01, 10.0),
         block_rows=Prior(64.0, 1.2, 1.0, 1024.0),
@@ -287,6 +289,22 @@ def transferred(groups: Mapping[Key, Group], devices: Mapping[str, Device]) -> d
     return ratios
 
 
+def coverage(groups: Mapping[Key, Group], devices: Mapping[str, Device]) -> dict[str, float]:
+    """Return op -> share of rows inside a band that neither they nor the fit's rows made.
+
+    Each third of the rows in turn is fitted, another makes the bands, and the last is counted.
+    """
+    inside: dict[str, list[np.ndarray]] = defaultdict(list)
+    for fold in range(3):
+        fitted = fit({k: g for k, g in ((k, _part(g, devices, fold, 3, 1)) for k, g in groups.items()) if g.rows})
+        ratios = {k: groups[k].predict(c) / groups[k].measured_s for k, c in fitted.items()}
+        bands = _bands({k: r[(fold + 1) % 3 :: 3] for k, r in ratios.items()})
+        for key, found in ratios.items():
+            counted = 1.0 / found[(fold + 2) % 3 :: 3]
+            inside[key.op].append((counted >= bands[key][0]) & (counted <= bands[key][1]))
+    return {op: float(np.concatenate(hits).mean()) for op, hits in inside.items()}
+
+
 def band(ratios: np.ndarray) -> tuple[float, float]:
     """Return the ends that hold :data:`LEVEL` of measured over predicted, for a row like these that was not fitted.
 
@@ -378,8 +396,3 @@ def _error(ratios: np.ndarray) -> float:
 def _median(ratios: np.ndarray) -> float:
     found = ratios[np.isfinite(ratios)]
     return float(np.median(np.abs(found - 1))) if len(found) else float("nan")
-
-
-def book_of(outcome: Outcome, devices: Mapping[str, Device], source: Mapping[str, Any]) -> Book:
-    """Return an outcome as constants that can be asked."""
-    return Book({e.key: e for e in outcome.entries}, outcome.transfer, source, devices)

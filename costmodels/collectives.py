@@ -24,7 +24,9 @@ FIELDS: Final = (
 )  # fmt: skip
 
 
-def all_reduce_s(n_bytes: np.ndarray, ranks: np.ndarray, link_bytes_per_s: float, constants: np.ndarray) -> np.ndarray:
+def all_reduce_s(
+    n_bytes: np.ndarray, ranks: np.ndarray, link_bytes_per_s: float | np.ndarray, constants: np.ndarray
+) -> np.ndarray:
     """Return the latency of all-reduces.
 
     Args:
@@ -36,18 +38,22 @@ def all_reduce_s(n_bytes: np.ndarray, ranks: np.ndarray, link_bytes_per_s: float
     return _ring_s(n_bytes, ranks, 2.0, link_bytes_per_s, constants)
 
 
-def all_gather_s(n_bytes: np.ndarray, ranks: np.ndarray, link_bytes_per_s: float, constants: np.ndarray) -> np.ndarray:
+def all_gather_s(
+    n_bytes: np.ndarray, ranks: np.ndarray, link_bytes_per_s: float | np.ndarray, constants: np.ndarray
+) -> np.ndarray:
     """Return the latency of all-gathers that leave ``n_bytes`` on each rank; reduce-scatters take as long."""
     return _ring_s(n_bytes, ranks, 1.0, link_bytes_per_s, constants)
 
 
-def all_to_all_s(n_bytes: np.ndarray, ranks: np.ndarray, link_bytes_per_s: float, constants: np.ndarray) -> np.ndarray:
+def all_to_all_s(
+    n_bytes: np.ndarray, ranks: np.ndarray, link_bytes_per_s: float | np.ndarray, constants: np.ndarray
+) -> np.ndarray:
     """Return the latency of all-to-alls of ``n_bytes`` per rank, of which it keeps 1 / n."""
     return _ring_s(n_bytes, ranks, 1.0, link_bytes_per_s, constants)
 
 
 def _ring_s(
-    n_bytes: np.ndarray, ranks: np.ndarray, rounds: float, link_bytes_per_s: float, constants: np.ndarray
+    n_bytes: np.ndarray, ranks: np.ndarray, rounds: float, link_bytes_per_s: float | np.ndarray, constants: np.ndarray
 ) -> np.ndarray:
     direct_launch, ring_launch, hop, direct, ring, contention, limit = constants
     n = np.maximum(ranks, 2.0)

@@ -1,4 +1,4 @@
-"""A model on a device that exists: latency, memory, energy bound and cost, per design, in closed form.
+"""A model on a device that exists: latency, memory, energy and cost, per design, in closed form.
 
 Each matrix product is one kernel, attention (scores, softmax, values) one fused kernel per block, the products of a
 block's experts one kernel; their latency is the closed form of :mod:`costmodels.kernels` with the constants of
@@ -6,7 +6,9 @@ block's experts one kernel; their latency is the closed form of :mod:`costmodels
 kernel follows from the widths of the operands:
 
     activations 16, weights 16 | 5-8 | 2-4      bfloat16 | int8_wo | int4_wo (weights widened on the way in)
-    activations 5-8, weights 2-8                fp8, or int8 ("sq") where the device has no fp8 or a faster int8
+    activations 5-8, weights 2-8                fp8, or int8 ("sq") where the device has no fp8 or a faster int8;
+                                                of experts fp8 with a scale per block, as checkpoints store them (with
+                                                one per tensor, vLLM's measured kernel takes seven times as long)
     activations 4, weights 2-4                  nvfp4, or int4 with the constants of 8 bits
     keys and values 16 | narrower               context and decode attention on a 16-bit | 8-bit cache
 
@@ -18,11 +20,14 @@ The working set that decides whether weights and cached keys stay in the last-le
 pass, not those of one kernel: the next pass finds them there only if all fit.
 
 The interval of a latency is the sum of the kernels' bands (90 % of held-out rows; see :mod:`costmodels.constants`),
-as if the errors of all kernels went the same way, and never below the roofline at full efficiency. Energy is bounded,
-not modelled: board power over the whole latency at most; its value and lower end are a half and a quarter of that,
-recalled orders of magnitude, not a source.
+as if the errors of all kernels went the same way, and never below the roofline at full efficiency. Energy and power:
+:mod:`costmodels.device_energy`.
 
-Left out: host and network, several devices, prefill in chunks, experts' load imbalance.
+Several devices: what one of them holds and computes is in :mod:`costmodels.sharding`, what they send each other in
+:mod:`costmodels.exchange`. Times are those of the whole batch; ``memory_bytes``, ``weight_bytes``, ``kv_bytes`` and
+``activation_bytes`` are of the fullest device, ``dram_bytes``, energy and cost of all together.
+
+Left out: host and network, prefill in chunks, experts' load imbalance.
 """
 
 from __future__ import annotations
@@ -37,9 +42,14 @@ from costmodels import kernels
 from costmodels.accelerator import CHUNK_ROWS, memory_limit
 from costmodels.breakdown import Ledger
 from costmodels.constants import CALIBRATED, TRANSFERRED, book_for, book_hash
+from costmodels.device_energy import energy_j
 from costmodels.device_kernels import DeviceKernels, Kernels, activation_bytes, width
+from costmodels.exchange import Exchange
+from costmodels.latency import request_times
+from costmodels.plan import Plan, ShardedPlan
 from costmodels.products import COUNT, PLAIN_BITS
-from costmodels.workload import Sizes, Workload
+from costmodels.sharding import Layout, Sharding
+from costmodels.workload import Workload
 from dse.canonical import content_hash
 from dse.designs import DesignBatch
 from dse.errors import HardwareError
@@ -48,8 +58,6 @@ from dse.metrics import Limit, MetricBatch
 from dse.problem import Problem
 from dse.protocols import Breakdown
 
-ENERGY_RATIOS: Final = (0.5, 0.25, 1.0)  # value, low, high of board power
-
 METRICS: Final = (
     "latency_s", "ttft_s", "tpot_s", "encode_s", "prefill_s", "decode_s", "throughput_tokens_per_s",
     "memory_bytes", "weight_bytes", "kv_bytes", "activation_bytes", "dram_bytes",
@@ -57,13 +65,33 @@ METRICS: Final = (
 
 
 @dataclass(frozen=True)
+class _Load:
+    """What designs put on devices, arrays (n,): requests, devices in use, bytes of the fullest one, traffic of all."""
+
+    requests: np.ndarray
+    devices: np.ndarray
+    weight_bytes: np.ndarray
+    kv_bytes: np.ndarray
+    live_bytes: np.ndarray
+    moved_bytes: np.ndarray
+    computed_s: np.ndarray
+    narrowest: np.ndarray
+
+
+@dataclass(frozen=True)
 class _Times:
-    """Times of a batch: by phase and pass, and the ends of the request's band, shapes (n,)."""
+    """Seconds of a pass of each phase, shape (n,), and their ends (floor, low, high), shape (3, n)."""
 
     phases: Mapping[str, np.ndarray]
-    floor: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    ends: Mapping[str, np.ndarray]
+
+    def low(self) -> dict[str, np.ndarray]:
+        """Return the low ends: of the band, but no less than peaks allow."""
+        return {p: np.minimum(np.maximum(self.ends[p][0], self.ends[p][1]), s) for p, s in self.phases.items()}
+
+    def high(self) -> dict[str, np.ndarray]:
+        """Return the high ends of the band."""
+        return {p: np.maximum(self.ends[p][2], s) for p, s in self.phases.items()}
 
 
 class DeviceEvaluator:
@@ -96,6 +124,8 @@ class DeviceEvaluator:
             }
         )
         self._kernels = DeviceKernels(device, book)
+        self._exchange = Exchange(device, book)
+        self._shardings: dict[int, Sharding] = {}
         self._basis = CALIBRATED if book.is_measured(device) else TRANSFERRED
         self.metrics: Sequence[str] = (
             *METRICS,
@@ -120,90 +150,107 @@ class DeviceEvaluator:
         return ledger.breakdowns()
 
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
-        n = len(batch)
-        sizes = self.workload.size(batch)
+        n, plan = len(batch), self._plan(batch)
+        sizes = self.workload.size(batch, plan.requests)
         tables = self.workload.tables(batch.schema)
+        plan.prepare(sizes)
         seconds = {name: np.zeros(n) for name in ("encode", "prefill", "decode")}
-        floor, low, high = np.zeros(n), np.zeros(n), np.zeros(n)
-        moved, live, narrowest = np.zeros(n), np.zeros(n), np.full(n, float(PLAIN_BITS))
+        ends = {name: np.zeros((3, n)) for name in seconds}
+        moved, computed = np.zeros(n), np.zeros(n)
+        live, narrowest = np.zeros(n), np.full(n, float(PLAIN_BITS))
         for phase in sizes.phases:
-            passes = self._passes(phase.name)
+            gemms = plan.shard(phase.name, phase.gemms)
+            stretch = plan.stretch(phase.name)
+            times = self._passes(phase.name) * stretch
             labels = tables.gemms[phase.name].labels
-            fill = self._kernels.fill(phase.gemms)
+            fill = self._kernels.fill(gemms, plan.stages)
             for part in (
-                self._kernels.products(phase.gemms, labels, fill),
-                self._kernels.attention(phase.gemms, labels, phase.name, fill),
-                self._kernels.vectors(phase, tables.vectors[phase.name].labels, n),
+                self._kernels.products(gemms, labels, fill),
+                self._kernels.attention(gemms, labels, phase.name, fill),
+                self._kernels.vectors(phase, tables.vectors[phase.name].labels, n, plan.tensor, plan.cached),
             ):
-                seconds[phase.name] = seconds[phase.name] + part.seconds()
-                floor = floor + passes * part.planes[kernels.FLOOR].sum(axis=1)
-                low = low + passes * part.planes[kernels.LOW].sum(axis=1)
-                high = high + passes * part.planes[kernels.HIGH].sum(axis=1)
-                moved = moved + passes * part.moved_bytes.sum(axis=1)
+                seconds[phase.name] = seconds[phase.name] + stretch * part.seconds()
+                for end, plane in enumerate((kernels.FLOOR, kernels.LOW, kernels.HIGH)):
+                    ends[phase.name][end] += stretch * part.planes[plane].sum(axis=1)
+                runs = self._passes(phase.name) * plan.devices_per_pass
+                moved = moved + runs * part.moved_bytes.sum(axis=1)
+                computed = computed + runs * part.compute_s.sum(axis=1)
                 if ledger is not None:
-                    _record(ledger, phase.name, part, passes)
-            weights = phase.gemms.is_weight & (phase.gemms.planes[COUNT] > 0)
-            live = np.maximum(live, np.where(weights, activation_bytes(phase.gemms.planes), 0.0).max(axis=1))
-            narrowest = np.minimum(narrowest, np.where(weights, width(phase.gemms.planes), PLAIN_BITS).min(axis=1))
+                    _record(ledger, phase.name, part, times)
+            sent = plan.exchange(self._exchange, sizes, phase.name)
+            if sent is not None:
+                for component, time in sent.seconds.items():
+                    seconds[phase.name] = seconds[phase.name] + stretch * time
+                    if ledger is not None:
+                        ledger.add_one(
+                            "latency_s", (component, phase.name, "collective", "communication"), times * time
+                        )
+                ends[phase.name] += stretch * np.stack([sent.floor, sent.low, sent.high])
+            weights = gemms.is_weight & (gemms.planes[COUNT] > 0)
+            live = np.maximum(live, np.where(weights, activation_bytes(gemms.planes), 0.0).max(axis=1))
+            narrowest = np.minimum(narrowest, np.where(weights, width(gemms.planes), PLAIN_BITS).min(axis=1))
+        held = plan.held(sizes)
         if ledger is not None:
-            for kind, size in (("weights", sizes.weight_bytes), ("cache", sizes.kv_bytes), ("activations", live)):
+            for kind, size in (("weights", held[0]), ("cache", held[1]), ("activations", live)):
                 ledger.add_one("memory_bytes", ("model", "all", "memory", kind), size)
-        return self._metrics(sizes, _Times(seconds, floor, low, high), moved, live, narrowest)
+        limits = [*plan.limits(self.device), *sizes.limits]
+        load = _Load(
+            np.broadcast_to(batch["batch"], n).astype(np.float64), plan.busy, *held, live, moved, computed, narrowest
+        )
+        return self._metrics(load, limits, _Times(seconds, ends))
+
+    def _plan(self, batch: DesignBatch) -> Plan:
+        layout = Layout.of(batch)
+        if layout is None:
+            return Plan(len(batch))
+        groups = batch.schema.channel_groups
+        if groups not in self._shardings:
+            self._shardings[groups] = Sharding(self.workload, batch.schema)
+        return ShardedPlan(len(batch), self._shardings[groups], layout)
 
     def _passes(self, phase: str) -> float:
         return float(self.problem.scenario.output_tokens - 1) if phase == "decode" else 1.0
 
-    def _metrics(
-        self,
-        sizes: Sizes,
-        times: _Times,
-        moved: np.ndarray,
-        live: np.ndarray,
-        narrowest: np.ndarray,
-    ) -> MetricBatch:
-        seconds = times.phases
-        latency = seconds["encode"] + seconds["prefill"] + self._passes("decode") * seconds["decode"]
-        low_s, high_s = np.minimum(np.maximum(times.floor, times.low), latency), np.maximum(times.high, latency)
-        n = len(latency)
-        requests = np.broadcast_to(sizes.requests[:, 0], n)
-        memory = sizes.weight_bytes + sizes.kv_bytes + live
+    def _metrics(self, load: _Load, laws: Sequence[Limit], times: _Times) -> MetricBatch:
+        requests = load.requests
+        seconds = [request_times(s, self._passes("decode")) for s in (times.low(), times.phases, times.high())]
+        (low_s, latency, high_s), n = (s["latency_s"] for s in seconds), len(requests)
+        memory = load.weight_bytes + load.kv_bytes + load.live_bytes
         values = {
-            "latency_s": latency,
-            "ttft_s": seconds["encode"] + seconds["prefill"],
-            "tpot_s": seconds["decode"],
-            "encode_s": seconds["encode"],
-            "prefill_s": seconds["prefill"],
-            "decode_s": self._passes("decode") * seconds["decode"],
+            **seconds[1],
             "throughput_tokens_per_s": requests * self.problem.scenario.output_tokens / latency,
             "memory_bytes": memory,
-            "weight_bytes": sizes.weight_bytes,
-            "kv_bytes": sizes.kv_bytes,
-            "activation_bytes": live,
-            "dram_bytes": moved,
+            "weight_bytes": load.weight_bytes,
+            "kv_bytes": load.kv_bytes,
+            "activation_bytes": load.live_bytes,
+            "dram_bytes": load.moved_bytes,
         }
-        intervals = {"latency_s": (low_s, high_s)}
+        tokens = requests * self.problem.scenario.output_tokens
+        intervals = {name: (seconds[0][name], seconds[2][name]) for name in seconds[1]}
+        intervals["throughput_tokens_per_s"] = (tokens / high_s, tokens / low_s)
         device = self.device
         if device.power_w:
-            power = [ratio * device.power_w for ratio in ENERGY_RATIOS]
-            values["energy_j"], values["power_w"] = power[0] * latency / requests, np.full(n, power[0])
-            intervals["energy_j"] = (power[1] * low_s / requests, power[2] * high_s / requests)
-            intervals["power_w"] = (np.full(n, power[1]), np.full(n, power[2]))
+            power, ends = device.power_w * load.devices, (low_s, latency, high_s)
+            low_j, joules, high_j = energy_j(power, load.computed_s / load.devices, load.moved_bytes, ends)
+            values["energy_j"], values["power_w"] = joules / requests, joules / latency
+            intervals["energy_j"] = (low_j / requests, high_j / requests)
+            intervals["power_w"] = (low_j / high_s, np.minimum(high_j / low_s, power))
         if device.price_usd_per_hour:
-            low, high = (price / 3600 for price in device.price_usd_per_hour)
+            low, high = (price / 3600 * load.devices for price in device.price_usd_per_hour)
             values["cost_usd"] = low * latency / requests
             intervals["cost_usd"] = (low * low_s / requests, high * high_s / requests)
         lacks = f"{device.name} computes at {{needed}} or more, the design asks for {{available}}"
         limits = [
-            Limit("operand_bits", np.full(n, float(min(self._kernels.peaks))), narrowest, lacks),
+            Limit("operand_bits", np.full(n, float(min(self._kernels.peaks))), load.narrowest, lacks),
             memory_limit(memory, device.memory_bytes, device.name),
-            *sizes.limits,
+            *laws,
         ]
         broken = [limit for limit in limits if (limit.excess_ratio > 0).any()]
         basis = {name: "datasheet" if name.endswith("_bytes") else self._basis for name in values}
         return MetricBatch(values, n, intervals, basis, broken).masked()
 
 
-def _record(ledger: Ledger, phase: str, part: Kernels, passes: float) -> None:
+def _record(ledger: Ledger, phase: str, part: Kernels, passes: np.ndarray) -> None:
     """Enter the time of kernels by what bounds them."""
     busy, bound, moved = part.planes[kernels.BUSY], part.planes[kernels.COMPUTE_BOUND] > 0, part.moved_bytes
     share = np.where(bound, 0.0, busy) / np.where(moved > 0, moved, 1.0)
@@ -215,4 +262,4 @@ def _record(ledger: Ledger, phase: str, part: Kernels, passes: float) -> None:
         "overhead": part.planes[kernels.OVERHEAD],
     }
     for kind, value in parts.items():
-        ledger.add("latency_s", [(c, phase, cls, kind) for c, cls in part.labels], passes * value)
+        ledger.add("latency_s", [(c, phase, cls, kind) for c, cls in part.labels], passes[:, None] * value)

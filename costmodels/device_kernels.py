@@ -23,6 +23,7 @@ from costmodels.measurements import (
     misaligned,
     quantising_bytes,
     query_blocks,
+    tiles,
 )
 from costmodels.products import A_BITS, B_BITS, B_BYTES, COUNT, PLAIN_BITS, WIDE, K, M, N
 from costmodels.tables import Gemms, class_of
@@ -34,6 +35,9 @@ from dse.model import OpKind
 VECTOR_BANDWIDTH_RATIO: Final = 0.80
 VECTOR_BAND: Final = (0.8, 2.0)
 """Vector work at full bandwidth, and at twice the value: recalled, not measured."""
+
+DIVIDED: Final = (OpKind.ACTIVATION, OpKind.MULTIPLY, OpKind.ROPE, OpKind.SOFTMAX)
+"""Vector work on heads and channels, which tensor parallelism divides; the rest works on whole rows."""
 
 ATTENTION_OPS: Final = {"encode": "encoder_attention", "prefill": "context_attention", "decode": "generation_attention"}
 
@@ -50,6 +54,7 @@ class Kernels:
         labels: (component, class) of each.
         planes: see :func:`costmodels.kernels.kernel_planes`, shape (6, n, q).
         weight_bytes, kv_bytes, activation_bytes: memory traffic.
+        compute_s: operations over the peak of their precision.
     """
 
     labels: Sequence[tuple[str, str]]
@@ -57,6 +62,7 @@ class Kernels:
     weight_bytes: np.ndarray
     kv_bytes: np.ndarray
     activation_bytes: np.ndarray
+    compute_s: np.ndarray
 
     @property
     def moved_bytes(self) -> np.ndarray:
@@ -83,7 +89,10 @@ class DeviceKernels:
         self._cache = float(device.cache_bytes or 0.0)
         names = [_precision(device, a, b) for a in _WIDTHS for b in _WIDTHS]
         self._quantised = np.array([GEMM[name].quantises for name in names])
-        asked = [("gemm", name, "") for name in names] + [("moe", name, "") for name in names]
+        self._has_waves = np.array([GEMM[name].has_waves for name in names])
+        asked = [("gemm", name, "") for name in names] + [
+            ("moe", "fp8_block" if name == "fp8" else name, "") for name in names
+        ]
         self._row = {"encode": len(asked)}
         asked.append(("encoder_attention", "bfloat16", ""))
         self._row["prefill"] = len(asked)
@@ -107,17 +116,19 @@ class DeviceKernels:
         weights, activations = p[COUNT] * p[B_BYTES], activation_bytes(p)
         bandwidth = self.device.memory_bytes_per_s
         ones = np.ones_like(weights)
+        waves = np.maximum(p[COUNT] * tiles(p[M], p[N]) / self._cores, 1e-9)
         work = Work(
             compute_s=2 * p[COUNT] * p[M] * p[K] * p[N] * self._s_per_operation(p),
             traffic_s=(weights + activations) / bandwidth,
             pass_s=p[COUNT] * np.where(expert, gathered, passed) / bandwidth,
             waves=ones,
             fill=fill * ones,
-            rows=np.maximum(p[M], 1e-3),
+            rows=np.where(expert, np.maximum(p[M], 1e-3), np.where(self._has_waves[rows], waves, np.inf)),
             misaligned=np.zeros_like(ones),
         )
         planes = kernels.kernel_planes(work, rows + len(_WIDTHS) ** 2 * expert, share, self._constants, self._bands)
-        return Kernels([labels[int(i)] for i in chosen], planes, weights, np.zeros_like(weights), activations)
+        nothing = np.zeros_like(weights)
+        return Kernels([labels[int(i)] for i in chosen], planes, weights, nothing, activations, work.compute_s)
 
     def attention(self, g: Gemms, labels: Sequence[tuple[str, str]], phase: str, fill: np.ndarray) -> Kernels:
         """Return one kernel per pair of scores and values; its intermediate results stay on chip."""
@@ -153,13 +164,25 @@ class DeviceKernels:
         planes = kernels.kernel_planes(work, rows + self._row[phase], share, self._constants, self._bands)
         cached = g.is_cached[scores]
         labels = [labels[int(i)] for i in scores]
-        return Kernels(labels, planes, np.zeros_like(both), both * cached, moved - both * cached)
+        return Kernels(labels, planes, np.zeros_like(both), both * cached, moved - both * cached, work.compute_s)
 
-    def vectors(self, phase: PhaseSizes, labels: Sequence[tuple[str, OpKind]], n: int) -> Kernels:
-        """Return vector work and the append to the cache, charged their bytes."""
+    def vectors(
+        self, phase: PhaseSizes, labels: Sequence[tuple[str, OpKind]], n: int, tensor: np.ndarray, cached: np.ndarray
+    ) -> Kernels:
+        """Return vector work and the append to the cache, charged their bytes.
+
+        Args:
+            phase: the pass.
+            labels: (component, kind) of its vector groups.
+            n: designs.
+            tensor: devices that share what works on heads and channels, shape (n, 1).
+            cached: part of the appended keys and values that one device holds, shape (n, 1).
+        """
         outside = np.array([kind is not OpKind.SOFTMAX for _, kind in labels])  # softmax is part of attention kernels
         moved = np.broadcast_to(phase.elements * VectorCoefficients.of(labels).moved_bytes * outside, (n, len(labels)))
-        appended = np.broadcast_to(phase.cache_bytes, (n, 1))
+        divided = np.array([kind in DIVIDED for _, kind in labels], dtype=bool)
+        moved = moved / np.where(divided, tensor, 1.0)
+        appended = np.broadcast_to(phase.cache_bytes, (n, 1)) * cached
         nothing = np.zeros((n, len(labels) + 1))
         kv = np.concatenate([np.zeros_like(moved), appended], axis=1)
         activations = np.concatenate([moved, np.zeros((n, 1))], axis=1)
@@ -169,14 +192,17 @@ class DeviceKernels:
         planes[BUSY] = planes[FLOOR] / VECTOR_BANDWIDTH_RATIO
         planes[LOW], planes[HIGH] = (ratio * planes[BUSY] for ratio in VECTOR_BAND)
         names = [*((component, class_of(kind)) for component, kind in labels), ("decoder", "cache")]
-        return Kernels(names, planes, nothing, kv, activations)
+        return Kernels(names, planes, nothing, kv, activations, nothing)
 
-    def fill(self, g: Gemms) -> np.ndarray:
-        """Return the weights, keys and values that a pass touches over the last-level cache, shape (n, 1)."""
+    def fill(self, g: Gemms, stages: np.ndarray | float = 1.0) -> np.ndarray:
+        """Return the weights, keys and values that a pass touches over the last-level cache, shape (n, 1).
+
+        Each of the stages, shape (n, 1), holds its part.
+        """
         if not self._cache:
             return np.full((g.planes.shape[1], 1), np.inf)
         read = g.planes[COUNT] * g.planes[B_BYTES]
-        return read.sum(axis=1, keepdims=True) / self._cache
+        return read.sum(axis=1, keepdims=True) / stages / self._cache
 
     def _s_per_operation(self, planes: np.ndarray) -> np.ndarray:
         """Return seconds per operation at peak; channels wider than 8 bits compute at 16."""

@@ -17,7 +17,8 @@ constants of (device, framework, op, precision) that :mod:`costmodels.calibratio
 - *Waves*: blocks that a kernel splits into, over the processors that run them. On average half of the last wave is
   idle (``tail_ratio`` about 0.5), and a decode kernel whose few sequences and heads do not fill the device is limited
   by what one processor can read (``chain_ratio``: the share of the bandwidth that one processor lacks).
-- *Blocks*: tiles on the diagonal of causal attention, and partly filled tiles of experts, are computed whole.
+- *Blocks*: tiles on the diagonal of causal attention, and partly filled tiles of experts, are computed whole. Of
+  products, ``rows`` are waves of 128 x 128 tiles, and ``block_rows`` the part of a wave that idles at the end.
 - *Passes*: traffic that is not overlapped with the product: quantising activations, appending to a quantised cache.
 
 Properties, tested: never faster with more operations, bytes, passes or launch; never slower with more cache; where all
@@ -57,7 +58,7 @@ class Work(NamedTuple):
         pass_s: bytes of passes that nothing overlaps, over the memory bandwidth.
         waves: independent blocks over processors.
         fill: working set over the last-level cache; infinite where there is none.
-        rows: queries, or rows per expert, that blocks are cut from.
+        rows: queries, or rows per expert, that blocks are cut from; of products, waves of tiles.
         misaligned: 1 where a dimension does not suit the kernel's loads, else 0.
     """
 

@@ -44,6 +44,11 @@ class Format(NamedTuple):
     peaks: tuple[str, ...]
     quantises: bool
 
+    @property
+    def has_waves(self) -> bool:
+        """Whether products pay for idle processors at their end; kernels that widen weights split them otherwise."""
+        return self.weight_bytes >= self.act_bytes
+
 
 GEMM: Final[Mapping[str, Format]] = {
     "bfloat16": Format(2.0, 2.0, ("fp16",), False),
@@ -248,16 +253,19 @@ def work_of(rows: Sequence[Measurement], device: Device) -> Work:
     limit = peak(device, form)
     assert limit is not None, "rows are refused where the device lacks the precision"
     bandwidth, cache = device.memory_bytes_per_s, device.cache_bytes
+    cores = float(device.n_cores or DEFAULT_CORES)
     return Work(
         compute_s=operations / limit,
         traffic_s=moved / bandwidth,
         pass_s=passed / bandwidth,
-        waves=blocks / (device.n_cores or DEFAULT_CORES),
+        waves=blocks / cores,
         fill=moved / cache if cache else np.full(len(rows), np.inf),
-        rows=cut,
+        rows=cut / cores if op == "gemm" else cut,
         misaligned=odd,
     )
 
+
+TILE: Final = 128.0  # side of a product's tile, a common one
 
 # Of a device whose processors nobody has counted; enters waves alone.
 DEFAULT_CORES: Final = 128
@@ -275,9 +283,14 @@ def _gemm(s: Mapping[str, np.ndarray], form: Format, variant: str) -> _Counts:
         m * k * form.act_bytes + n * k * form.weight_bytes + 2 * m * n,
         passed,
         none + 1,
-        none + 1,
+        tiles(m, n) if form.has_waves else np.full_like(m, np.inf),
         none,
     )
+
+
+def tiles(m: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Return the tiles of 128 x 128 results; without steps, so that a larger product is never faster."""
+    return np.maximum(m / TILE, 1.0) * np.maximum(n / TILE, 1.0)
 
 
 def quantising_bytes(elements: np.ndarray, act_bytes: float) -> np.ndarray:

@@ -70,7 +70,6 @@ def sum_stored_bytes(
     """
     block, grouped_of, channels_of, copies, weight, shares = m
     widths, group_size, scale_bits, zero_points = w.weight, w.group_size, w.scale_bits, w.zero_points
-    last, n_parts = widths.shape[1] - 1, shares.shape[1]
     out = np.zeros(len(heads))
     for i in range(len(heads)):
         total = 0.0
@@ -79,14 +78,77 @@ def sum_stored_bytes(
             h, c = heads[i, at], channels[i, at]
             grouped = grouped_of[j, 0] + grouped_of[j, 1] * h + grouped_of[j, 2] * c
             across = channels_of[j, 0] + channels_of[j, 1] * h + channels_of[j, 2] * c
-            groups = ceil(grouped / group_size)
-            per_channel = 0.0
-            for x in range(n_parts):
-                bits = widths[i, min(weight[j] + x, last)]
-                beside = scale_bits + zero_points * bits if bits < PLAIN_BITS else 0.0
-                per_channel += shares[j, x] * (grouped * bits + groups * beside)
+            per_channel = _channel_bits(grouped, widths, weight, shares, group_size, scale_bits, zero_points, i, j)
             total += per_channel * across * (copies[j] * runs[i, at])
         out[i] = total / 8.0
+    return out
+
+
+@njit(cache=True, inline="always")
+def _channel_bits(
+    grouped: float, widths: np.ndarray, weight: np.ndarray, shares: np.ndarray,
+    group_size: float, scale_bits: float, zero_points: float, i: int, j: int,
+) -> float:  # fmt: skip
+    """Return the mean bits of an output channel of matrix j in design i; inlined, a call would count references."""
+    groups = ceil(grouped / group_size)
+    last, per_channel = widths.shape[1] - 1, 0.0
+    for x in range(shares.shape[1]):
+        bits = widths[i, min(weight[j] + x, last)]
+        beside = scale_bits + zero_points * bits if bits < PLAIN_BITS else 0.0
+        per_channel += shares[j, x] * (grouped * bits + groups * beside)
+    return per_channel
+
+
+@njit(cache=True)
+def sum_stored_bytes_by_stage(
+    m: Matrices, w: Widths, heads: np.ndarray, channels: np.ndarray, runs: np.ndarray,
+    split: np.ndarray, kv_heads: np.ndarray, end: np.ndarray,
+    tensor: np.ndarray, experts: np.ndarray, stage: np.ndarray, stages: np.ndarray, n_stages: int,
+) -> np.ndarray:  # fmt: skip
+    """Return the stored bytes on one device of each pipeline stage, shape (n, n_stages).
+
+    Args:
+        m: the matrices.
+        w: widths of the designs.
+        heads, channels, runs: what pruning leaves of each block, shape (n, b + 1).
+        split: how each matrix is divided, see :class:`costmodels.splits.Split`, shape (j,).
+        kv_heads: fixed key-value heads of its block, 0 without, shape (j,).
+        end: 0 where its block decides on the stage, 1, 2, 3 for the first, the last and both, shape (j,).
+        tensor, experts: devices that divide a layer, and an expert layer, shape (n,).
+        stage: stage of each block, shape (n, b + 1).
+        stages: stages of each design, shape (n,).
+        n_stages: most stages of any design.
+    """
+    block, grouped_of, channels_of, copies, weight, shares = m
+    widths, group_size, scale_bits, zero_points = w.weight, w.group_size, w.scale_bits, w.zero_points
+    out = np.zeros((len(heads), n_stages))
+    for i in range(len(heads)):
+        for j in range(len(block)):
+            at = block[j]
+            h, c = heads[i, at], channels[i, at]
+            grouped = grouped_of[j, 0] + grouped_of[j, 1] * h + grouped_of[j, 2] * c
+            across = channels_of[j, 0] + channels_of[j, 1] * h + channels_of[j, 2] * c
+            per_channel = _channel_bits(grouped, widths, weight, shares, group_size, scale_bits, zero_points, i, j)
+            parts, own = 1.0, across
+            if split[j] == 1:  # by outputs
+                fixed = channels_of[j, 0]
+                shared = min(tensor[i], kv_heads[j]) if kv_heads[j] > 0.0 else tensor[i]
+                own = (across - fixed) / tensor[i] + fixed / shared
+            elif split[j] == 2 or split[j] == 3:
+                parts = tensor[i]
+            elif split[j] == 4 or split[j] == 5:
+                parts = experts[i]
+            elif split[j] == 6:
+                own = ceil(across / tensor[i])
+            size = per_channel * own * (copies[j] * runs[i, at]) / parts / 8.0
+            last = int(stages[i]) - 1
+            if end[j] == 0:
+                out[i, stage[i, at]] += size
+            else:
+                if end[j] == 1 or end[j] == 3:
+                    out[i, 0] += size
+                if end[j] == 2 or (end[j] == 3 and last > 0):
+                    out[i, last] += size
     return out
 
 

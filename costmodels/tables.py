@@ -11,7 +11,7 @@ has a leading axis of 1 and broadcasts. Numbers are float64, exact to 2^53.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Protocol, TypeVar
 
@@ -122,6 +122,12 @@ class Gemms:
     def planes(self) -> np.ndarray:
         """Result of :func:`costmodels.products.size_products`, shape (9, n, j)."""
         return size_products(self.products, self.bound, self.widths)
+
+    def with_planes(self, planes: np.ndarray) -> Gemms:
+        """Return the same products with other sizes (those of one of many devices, say)."""
+        other = replace(self)
+        vars(other)["planes"] = planes
+        return other
 
     @cached_property
     def visible_ratio(self) -> np.ndarray:

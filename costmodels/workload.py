@@ -42,7 +42,7 @@ from costmodels.tables import (
 )
 from dse.designs import DesignBatch
 from dse.metrics import Limit
-from dse.model import AudioLayout, Cache, Dim, Model, ModuleKind, VisualLayout
+from dse.model import AudioLayout, Cache, Dim, Model, Module, ModuleKind, VisualLayout
 from dse.problem import TARGET, Problem, WeightFormat
 from dse.schema import Schema
 
@@ -81,6 +81,9 @@ class Sizes:
         requests: requests that run together, shape (n or 1, 1).
         weight_bytes, kv_bytes: what stays in memory, shape (n,).
         limits: laws of context length.
+        kept: what pruning leaves.
+        widths: bits of operands and caches.
+        cache_bytes: of each cache at the end of the requests, shape (n or 1, caches).
     """
 
     phases: list[PhaseSizes]
@@ -88,6 +91,9 @@ class Sizes:
     weight_bytes: np.ndarray
     kv_bytes: np.ndarray
     limits: list[Limit]
+    kept: Kept
+    widths: Widths
+    cache_bytes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -123,16 +129,19 @@ class Workload:
             tables = self._prepared[schema.channel_groups] = _Tables(self.model, schema, self.role, self.problem.fusion)
         return tables
 
-    def size(self, batch: DesignBatch, *, with_fusion: bool = False) -> Sizes:
+    def size(self, batch: DesignBatch, requests: np.ndarray | None = None, *, with_fusion: bool = False) -> Sizes:
         """Return the sizes of a batch of designs.
 
         Args:
             batch: the designs.
+            requests: requests that run together where those are not the design's batch, shape (n,).
             with_fusion: whether operators that designs fuse are set apart; otherwise all run alone.
         """
         tables = self.tables(batch.schema)
         kept = tables.kept(batch).full(len(batch))
         tokens = _Tokens(self, batch)
+        if requests is not None:
+            tokens.requests = requests[:, None]
         running = tables.running(kept, tokens.states)
         form = self.problem.weight_format
         widths = bind_widths(batch, form)
@@ -149,12 +158,16 @@ class Workload:
             appended = self._appended(name, bound, tables.positions.by_rows(cached))
             phases.append(PhaseSizes(name, passes, gemms.size(running, bound, widths), elements, appended, fused))
         n = len(batch)
+        caches = self._cache_bytes(tables, cached, tokens)
         return Sizes(
             phases=phases,
             requests=tokens.requests,
             weight_bytes=tables.weight_bytes(widths, kept),
-            kv_bytes=np.broadcast_to(self._kv_bytes(tables, cached, tokens), n),
+            kv_bytes=np.broadcast_to(caches.sum(axis=1) * tokens.requests[:, 0], n),
             limits=self._limits(tokens, n),
+            kept=kept,
+            widths=widths,
+            cache_bytes=caches * tokens.requests,
         )
 
     def visual_tokens(self, batch: DesignBatch) -> VisualTokens | None:
@@ -191,10 +204,9 @@ class Workload:
                 total = total + r.per_sequence * r.sequences * per_position[rows]
         return total
 
-    def _kv_bytes(self, tables: _Tables, per_position: np.ndarray, tokens: _Tokens) -> np.ndarray:
-        """Return the bytes of the whole key-value cache at the end of the request, shape (n or 1,)."""
-        positions = tables.positions.positions(tokens.reserved, tokens.states)
-        return (per_position * positions).sum(axis=1) * tokens.requests[:, 0]
+    def _cache_bytes(self, tables: _Tables, per_position: np.ndarray, tokens: _Tokens) -> np.ndarray:
+        """Return the bytes of each cache of one request at its end, shape (n or 1, caches)."""
+        return per_position * tables.positions.positions(tokens.reserved, tokens.states)
 
     def _limits(self, tokens: _Tokens, n: int) -> list[Limit]:
         limits = []
@@ -282,13 +294,14 @@ class _StoredWeights:
         matrices = [m for m in model.modules if m.kind in quantised and not m.tied_to]
         plain = [m for m in model.modules if m.kind not in quantised]
         biased = [m for m in model.modules if m.bias]
-        modules = [*matrices, *plain, *biased]
+        self.modules: list[Module] = [*matrices, *plain, *biased]
+        modules = self.modules
         # Groups run along the features that a product sums over: inputs of a linear module, columns of a table.
         is_table = [m.kind is ModuleKind.EMBEDDING for m in matrices]
         grouped = [m.out_dim if t else m.in_dim for m, t in zip(matrices, is_table, strict=True)]
         channels = [m.in_dim if t else m.out_dim for m, t in zip(matrices, is_table, strict=True)]
         weight, share = weight_columns([*matrices, *(None for _ in [*plain, *biased])], schema, role)
-        self._matrices = Matrices(
+        self.matrices = Matrices(
             block=block_columns(modules, model),
             grouped=dim_table([*grouped, *(m.in_dim for m in plain), *(Dim(1) for _ in biased)]),
             channels=dim_table([*channels, *(m.out_dim for m in plain), *(m.out_dim for m in biased)]),
@@ -299,7 +312,7 @@ class _StoredWeights:
 
     def __call__(self, widths: Widths, kept: Kept) -> np.ndarray:
         """Return the bytes of each design's weights, shape (n,)."""
-        return sum_stored_bytes(self._matrices, widths, kept.heads, kept.channels, kept.block)
+        return sum_stored_bytes(self.matrices, widths, kept.heads, kept.channels, kept.block)
 
 
 class _CachedPositions:
@@ -310,7 +323,8 @@ class _CachedPositions:
         self._caches: list[Cache] = [cache for _, cache in pairs]
         columns = {(b.component, b.index): i for i, b in enumerate(model.blocks)}
         at = [(block.component, block.index) for block, _ in pairs]
-        self._block = np.array([columns[c] for c in at], dtype=np.intp)
+        self.block = np.array([columns[c] for c in at], dtype=np.intp)
+        self.has_fixed = np.array([c.k.fixed > 0 for c in self._caches], dtype=bool)
         self._k, self._v = Dims([c.k for c in self._caches]), Dims([c.v for c in self._caches])
         self._k_column, self._v_column = (cache_columns(at, name, schema, role) for name in ("k_bits", "v_bits"))
 
@@ -321,9 +335,9 @@ class _CachedPositions:
             bits = widths.cache[:, column]
             return size * (bits + group_bits(bits, form) / form.group_size)
 
-        k = stored(self._k.size(kept, self._block), self._k_column)
-        v = stored(self._v.size(kept, self._block), self._v_column)
-        return (k + v) / 8 * kept.block[:, self._block]
+        k = stored(self._k.size(kept, self.block), self._k_column)
+        v = stored(self._v.size(kept, self.block), self._v_column)
+        return (k + v) / 8 * kept.block[:, self.block]
 
     def by_rows(self, per_position: np.ndarray) -> dict[str, np.ndarray]:
         """Return the bytes that one position adds over all caches, by kind of position, shape (n, 1)."""

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dse.errors import DseError, Interrupted, UserError
+from dse.errors import DseError, Interrupted, StoreError, StoreRefused, UserError
 from dse.evaluation import Evaluation
-from dse.execute import make_executor
+from dse.execute import Means, make_executor
 from dse.loop import Batch, Loop, Progress
 from dse.metrics import MetricBatch
 from dse.problem import Problem
@@ -28,11 +28,16 @@ from dse.results import check_codes, code_dtype
 from dse.space import Space
 from dse.stopping import Rules
 from dse.store import HEARTBEAT_S, EvaluatorRow, Store, StoredStudy, StudyRow
+from dse.store.patience import patiently
 
 if TYPE_CHECKING:
     from dse.study import Study
 
 Reporter = Callable[[Progress], None]
+# What a proposer may take for a batch where designs have a limit; surrogates of long histories take minutes.
+ASK_LIMIT_S: Final = 600.0
+# As many designs in a row must fail, and all of their batch, before a study that has worked stops.
+FAILED_IN_A_ROW: Final = 8
 
 
 def drive(
@@ -40,8 +45,7 @@ def drive(
     store: Store,
     row: StudyRow,
     trials: int,
-    executor: str,
-    workers: int,
+    means: Means,
     report: Reporter | None,
     rules: Rules,
     was_lost: bool,
@@ -62,15 +66,17 @@ def drive(
     target = row.target if goes_on else n_finished + trials
     store.update_study(row.id, state="running", target=target, asked=trials, stop_reason="")
     recipe = partial(build_evaluation, study.problem.to_json(), study.space.to_json(), study.cost_models)
-    workers_pool = make_executor(executor, recipe, study.evaluation, workers=workers)
+    workers_pool = make_executor(means, recipe, study.evaluation)
     journal = _StoreJournal(store, row.id, evaluators, code_dtype(study.bound_space))
-    end, progress = "failed", None
+    end, reason, progress = "failed", "", None
     try:
         loop = Loop(
             study.bound_space, study.goal, study.proposers, workers_pool, journal,
             seed=study.seed, ask_size=study.ask_size, lag=study.lag,
         )  # fmt: skip
         loop.reference = row.reference
+        if means.timeout_s is not None:
+            loop.ask_limit_s = max(ASK_LIMIT_S, means.timeout_s)
         for batch, groups, by in _stored_batches(stored, one_by_one=row.reference is None):
             loop.restore(batch, groups, by)
         for points in study.given_points(store, stored, report is None):
@@ -83,17 +89,32 @@ def drive(
                 if loop.reference is not None and journal.reference is None:
                     journal.keep_reference(loop.reference)
                 tell(progress)
-                _check_not_all_failed(progress, journal)
+                reason = journal.why_all_failed(progress)
+                if reason:
+                    end = "stopped"
+                    raise UserError(
+                        reason, "what is done is stored; correct the cost model or the space, then run it again"
+                    )
         end = progress.end if progress is not None else "target reached"
         if stopping():
             end = "interrupted"
             raise Interrupted(
                 f"study {study.name!r} was interrupted; {_told(progress)} are stored, run it again to continue"
             )
+    except StoreRefused:  # another process has taken the study over: it is no longer ours to write
+        raise
+    except StoreError:
+        with suppress(StoreError):  # said already
+            store.update_study(row.id, state="failed", stop_reason="failed")
+        raise
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, Interrupted) else end if reason else "failed"
+        patiently(lambda: store.update_study(row.id, state=state, stop_reason=reason or end))
+        raise
     finally:
         workers_pool.close()
-        state = {"interrupted": "interrupted", "failed": "failed", "stopped": "stopped"}.get(end, "finished")
-        store.update_study(row.id, state=state, stop_reason=end)
+    state = "stopped" if end == "stopped" else "finished"
+    patiently(lambda: store.update_study(row.id, state=state, stop_reason=end))
 
 
 class _StoreJournal:
@@ -102,32 +123,52 @@ class _StoreJournal:
     def __init__(self, store: Store, study_id: int, evaluators: Sequence[EvaluatorRow], codes: np.dtype) -> None:
         self._store, self._study_id, self._evaluators, self._codes = store, study_id, evaluators, codes
         self.reference: np.ndarray | None = None
-        self.first_error = ""
+        self._first_error = ""
+        self._failed_in_a_row = 0
+        self._size = 0
 
     def proposed(self, batch: Batch) -> None:
-        self._store.add_batch(
+        patiently(lambda: self._store.add_batch(
             self._study_id, batch.number, batch.proposer, batch.n_asked, batch.n_proposed, batch.first,
             batch.codes.astype(self._codes), batch.hashes, batch.marks, batch.parents,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def evaluated(self, batch: Batch, start: int, groups: Sequence[MetricBatch], *, is_last: bool) -> None:
         answers = [(e.id, g) for e, g in zip(self._evaluators, groups, strict=True)]
-        self._store.add_metrics(self._study_id, batch.number, batch.first + start, answers, is_last=is_last)
+        patiently(
+            lambda: self._store.add_metrics(self._study_id, batch.number, batch.first + start, answers, is_last=is_last)
+        )
+        failed = np.zeros(len(groups[0]), dtype=bool)
         for group in groups:
-            self.first_error = self.first_error or next(iter(group.errors.values()), "")
+            failed[list(group.errors)] = True
+        if failed.all():
+            first = min((row, text) for group in groups for row, text in group.errors.items())[1]
+            self._first_error = self._first_error or first
+            self._failed_in_a_row += len(failed)
+        else:
+            self._failed_in_a_row, self._first_error = int(failed[::-1].argmin()), ""
+        self._size = len(batch.codes)
+
+    def why_all_failed(self, progress: Progress) -> str:
+        """Return why it is no use to go on: all designs so far have failed, or the last of them; "" if not."""
+        if progress.n_done and progress.n_failed == progress.n_done:
+            return f"all {progress.n_done} designs so far have failed; the first error: {self._first_error}"
+        if self._failed_in_a_row >= max(self._size, FAILED_IN_A_ROW):
+            return f"the last {self._failed_in_a_row} designs have all failed; the first error: {self._first_error}"
+        return ""
 
     def keep_reference(self, reference: np.ndarray) -> None:
         self.reference = reference
-        self._store.update_study(self._study_id, reference=reference)
+        patiently(lambda: self._store.update_study(self._study_id, reference=reference))
 
     def should_stop(self, stopping: Callable[[], bool]) -> bool:
         """Obey the control table: wait while paused, stop when asked, there or by a signal."""
-        request = self._store.take_request(self._study_id)
+        request = patiently(lambda: self._store.take_request(self._study_id))
         if request == "pause":
             self._store.update_study(self._study_id, state="paused")
             while request == "pause" and not stopping():
                 time.sleep(0.2)
-                request = self._store.take_request(self._study_id)
+                request = patiently(lambda: self._store.take_request(self._study_id))
             self._store.update_study(self._study_id, state="running")
         return request == "stop" or stopping()
 
@@ -174,14 +215,6 @@ def _stored_batches(
         by = [(stored.proposers[b], int(sizes[b])) for b in range(start, end)]
         yield batch, [m.take(slice(rows.start, rows.start + n_evaluated)) for m in stored.metrics], by
         start = end
-
-
-def _check_not_all_failed(progress: Progress, journal: _StoreJournal) -> None:
-    if progress.n_done and progress.n_failed == progress.n_done:
-        raise UserError(
-            f"all {progress.n_done} designs so far have failed; the first error: {journal.first_error}",
-            "the study is stored as it is; correct the cost model or the space, then run it again",
-        )
 
 
 def _told(progress: Progress | None) -> str:

@@ -9,7 +9,10 @@
     |   |-- TableError         a table of measurements that cannot be used: exit code 1
     |   |-- StudyChanged       a study of that name exists with another definition
     |   `-- StoreRefused       a database that is not ours, newer than this code, damaged or held by another process
-    |-- StoreError             the storage failed while it was in use (disk full, connection lost): exit code 1
+    |-- StoreError             the storage failed while it was in use (disk full, locked): exit code 1
+    |   |-- StoreUnreachable   the connection was lost; trying again may help
+    |   `-- AlreadyStored      rows with these keys are there
+    |-- ExecutorError          no worker is left to evaluate with: exit code 1
     `-- Interrupted            Ctrl-C or SIGTERM, state saved: exit code 130
 
 Everything else that is raised is a bug and keeps its traceback.
@@ -84,6 +87,21 @@ class StoreRefused(UserError):
 
 class StoreError(DseError):
     """The storage failed while in use; what was acknowledged before is kept."""
+
+
+class StoreUnreachable(StoreError):
+    """The connection to the database was lost, or it is starting up or shutting down."""
+
+
+class AlreadyStored(StoreError):
+    """Rows with these keys are there already."""
+
+
+class ExecutorError(DseError):
+    """No worker is left, and none can be started; what was acknowledged before is kept."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n  {hint}" if hint else message)
 
 
 class Interrupted(DseError):

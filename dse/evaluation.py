@@ -159,7 +159,7 @@ def _guarded(evaluator: Evaluator, batch: DesignBatch) -> MetricBatch:
         return _checked(evaluator, evaluator.evaluate(batch), len(batch))
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001  a cost model may be anybody's code; its failure belongs to its rows
+    except (Exception, SystemExit) as error:  # noqa: BLE001  anybody's code; its failure belongs to its rows
         if len(batch) == 1:
             return MetricBatch.failed(1, f"{type(error).__name__}: {error}"[:_MESSAGE_LENGTH])
     half = len(batch) // 2

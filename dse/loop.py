@@ -2,7 +2,8 @@
 
 What a proposer sees is fixed by the study, not by who evaluates: batch b is proposed from the results of the batches
 up to b - lag, in proposal order, with a random generator seeded by (seed, b). Every proposal is repaired and hashed; a
-design that was proposed before is counted and never paid for again. Batches are recorded before they are evaluated, so
+design that was proposed before is counted and never paid for again. A proposer that fails gives its turn to random
+designs (asking.py). Batches are recorded before they are evaluated, so
 a study that was killed goes on with the same designs it would have evaluated, in the same order.
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Protocol
 
 import numpy as np
 
+from dse.asking import Mishaps, ask
 from dse.errors import UserError
 from dse.evaluation import hard_violation
 from dse.hypervolume import hypervolume
@@ -83,6 +85,7 @@ class Progress:
         reference: the hypervolume's reference point, None before there is a feasible design.
         points: objectives of the front, to be minimised, shape (n_front, m).
         end: why the loop ended, "" while it goes on.
+        mishaps: asks of this run that a proposer failed, answered by random designs.
     """
 
     n_done: int
@@ -94,6 +97,7 @@ class Progress:
     reference: np.ndarray | None
     points: np.ndarray
     end: str = ""
+    mishaps: Mishaps = field(default_factory=Mishaps)
 
     @cached_property
     def hypervolume(self) -> float:
@@ -141,6 +145,8 @@ class Loop:
         self._open: deque[tuple[Batch, int]] = deque()
         self._partial: list[tuple[int, Sequence[MetricBatch]]] = []
         self._stalls = 0
+        self.ask_limit_s: float | None = None
+        self.mishaps = Mishaps()
 
     # ------------------------------------------------------------------ resuming
 
@@ -234,12 +240,14 @@ class Loop:
         number = self.n_batches
         proposer = self.proposers[number % len(self.proposers)]
         rng = np.random.default_rng([self.seed, number])
-        name = proposer.name
-        if self._stalls >= _STALLS_BEFORE_RANDOM:
-            name, proposals = "random", Proposals(self.space.sample(k, rng))
-        else:
+        name, proposals = proposer.name, None
+        if self._stalls < _STALLS_BEFORE_RANDOM:
             pending = [(b.codes, b.marks, b.proposer) for b, _ in self._open]
-            proposals = proposer.propose(self.record.view(name, proposer.window, pending), k, rng)
+            history = self.record.view(name, proposer.window, pending)
+            proposals = ask(proposer, history, k, rng, self.ask_limit_s, self.mishaps)
+        if proposals is None:
+            rng = np.random.default_rng([self.seed, number])
+            name, proposals = "random", Proposals(self.space.sample(k, rng))
         return self._fresh(name, k, proposals)
 
     def _fresh(self, name: str, k: int, proposals: Proposals) -> Batch:
@@ -307,6 +315,7 @@ class Loop:
             reference=self.reference,
             points=record.archive.points,
             end=end,
+            mishaps=self.mishaps,
         )
 
 

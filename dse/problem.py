@@ -15,6 +15,7 @@ from dse.params import Value
 from dse.scenario import Scenario
 
 TARGET: Final = "target"
+PARALLEL: Final = ("n_devices", "tensor_parallel", "pipeline_parallel", "expert_parallel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Problem:
             if self.fusion:
                 values["fuse_groups"] = True
         elif isinstance(self.hardware, Device):
-            values["device"] = self.hardware.name
+            values |= {"device": self.hardware.name, **dict.fromkeys(PARALLEL, 1)}
         return values
 
     def to_json(self) -> dict[str, Any]:

@@ -87,4 +87,6 @@ def describe(progress: Progress, rate: float) -> str:
         parts.append(f"{progress.n_failed:,} failed")
     if progress.n_duplicates:
         parts.append(f"{progress.n_duplicates:,} duplicates avoided")
+    if progress.mishaps.n:
+        parts.append(f"{progress.mishaps.n:,} asks failed ({progress.mishaps.first[:80]}), random designs instead")
     return ", ".join(parts + ([progress.end] if progress.end else []))

@@ -39,7 +39,7 @@ from dse.hardware import Accelerator
 from dse.knobs import ALIASES, KNOBS, Knob, Scope
 from dse.model import Block, Model, Module, ModuleKind, Section
 from dse.params import Value
-from dse.problem import Problem
+from dse.problem import PARALLEL, Problem
 
 _PARTS: Final = {"half": 2, "third": 3, "quarter": 4}
 _DTYPES: Final[dict[type, np.dtype[Any]]] = {
@@ -381,7 +381,7 @@ def _why_absent(knob: Knob, problem: Problem) -> str:
     if knob.scope in (Scope.ATTENTION, Scope.MLP, Scope.NORM) and not isinstance(problem.hardware, Accelerator):
         return f"it belongs to an accelerator template, and the hardware is {problem.hardware.name}"
     if knob.scope is Scope.PROBLEM:
-        other = "an accelerator template" if knob.name != "device" else "an existing device"
+        other = "an existing device" if knob.name in ("device", *PARALLEL) else "an accelerator template"
         return f"it belongs to {other}, and the hardware is {problem.hardware.name}"
     models = " and ".join(m.name for m in problem.models.values())
     reason = {

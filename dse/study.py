@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,8 +25,9 @@ import numpy as np
 from dse import catalogue, seeding
 from dse.canonical import compare
 from dse.coordinator import Reporter, drive
-from dse.errors import StudyChanged, UserError, tell_in_words
+from dse.errors import StoreError, StoreRefused, StudyChanged, UserError, tell_in_words
 from dse.evaluation import Evaluation
+from dse.execute import Means
 from dse.hardware import Accelerator, Device, read_hardware
 from dse.model import Model, read_model
 from dse.objectives import Goal
@@ -37,6 +40,7 @@ from dse.seeding import Points
 from dse.space import Space
 from dse.stopping import Plateau, Rules
 from dse.store import DEFAULT_URL, Store, StoredStudy, StudyRow, open_store
+from dse.store.patience import patiently
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 SPEC_FORMAT: Final = 1
 DEFAULT_COST_MODELS: Final = ("analytical", "prior")
 DB_VARIABLE: Final = "DSE_DB"
+WAIT_STEP_S: Final = 0.5
 
 # A script that is run as it is ("python studies/x.py") ends like the command line does.
 tell_in_words()
@@ -209,6 +214,10 @@ class Study:
         db: str | Path | None = None,
         executor: str = "auto",
         workers: int = 0,
+        timeout_s: float | None = None,
+        worker_memory_bytes: int = 0,
+        ray_address: str | None = None,
+        wait_s: float = 0.0,
         report: Reporter | None = None,
         wall_clock: float | str | None = None,
         plateau: Plateau | None = None,
@@ -224,8 +233,12 @@ class Study:
         Args:
             trials: designs to evaluate; what was proposed before is never paid for twice.
             db: database URL or SQLite path; the environment variable DSE_DB or "mfm-dse.db" here by default.
-            executor: "auto", "local" or "ray".
-            workers: Ray workers, 0 for one per core.
+            executor: "auto", "local", "process" or "ray".
+            workers: workers of a pool, 0 for one per core.
+            timeout_s: what one design may take; one that takes longer three times fails. Not with "local".
+            worker_memory_bytes: what a worker may take before it is replaced; 0 for an equal share of the machine.
+            ray_address: a Ray cluster, "auto" or "HOST:PORT"; None for a local one.
+            wait_s: how long to wait while another process runs this study; 0 refuses at once.
             report: called with the progress after every chunk; a live display on the terminal by default.
             wall_clock: end after so many seconds, or "90 min", "2 h".
             plateau: end when the front has stopped growing; see :class:`~dse.stopping.Plateau`.
@@ -238,6 +251,7 @@ class Study:
             StoreRefused: the database is not ours, or another process runs this study.
             Interrupted: stopped by a signal, everything finished is stored.
         """
+        means = Means(executor, workers, timeout_s, worker_memory_bytes, ray_address)
         trials = self.trials if trials is None else trials
         if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
             raise UserError(f"trials={trials!r} is not a whole number of 1 or more")
@@ -246,11 +260,18 @@ class Study:
         self._db = database(db)
         try:
             row = self._open(store)
-            was_lost = store.acquire(row.id, self.name)
+            was_lost = self._acquire(store, row, wait_s)
+            row = store.study(self.name)  # as whoever had it left it
             try:
-                drive(self, store, row, trials, executor, workers, report, rules, was_lost, only_given)
-            finally:
+                drive(self, store, row, trials, means, report, rules, was_lost, only_given)
+            except StoreError:
+                with suppress(StoreError):  # said already
+                    store.release(row.id)
+                raise
+            except BaseException:
                 store.release(row.id)
+                raise
+            patiently(lambda: store.release(row.id))
             return Results.load(store, self.name)
         finally:
             store.close()
@@ -270,6 +291,21 @@ class Study:
     def front(self, db: str | Path | None = None) -> Front:
         """Return the stored Pareto front."""
         return self.results(db).front()
+
+    def _acquire(self, store: Store, row: StudyRow, wait_s: float) -> bool:
+        """Take the lease; while another process has it, try again until ``wait_s`` have passed."""
+        deadline = time.monotonic() + wait_s
+        told = False
+        while True:
+            try:
+                return store.acquire(row.id, self.name)
+            except StoreRefused as refused:
+                if time.monotonic() >= deadline:
+                    raise
+                if not told:
+                    print(f"{refused.message}; waiting for up to {wait_s:g} s", file=sys.stderr, flush=True)  # noqa: T201
+                    told = True
+            time.sleep(min(WAIT_STEP_S, max(0.0, deadline - time.monotonic())))
 
     def _open(self, store: Store) -> StudyRow:
         spec = self.spec()

@@ -62,6 +62,9 @@ SUFFIXES: Final[dict[str, tuple[str, bool, bool]]] = {
 DIMENSIONLESS: Final = frozenset(
     {
         "batch",
+        "tensor_parallel",
+        "pipeline_parallel",
+        "expert_parallel",
         "images",
         "max_context",
         "token_stride",

@@ -75,6 +75,11 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
                 run(programs / "createdb", "-h", home, "-U", "dse", name)
                 return f"postgresql://dse@/{name}?host={home}"
 
+            def control(*arguments: str) -> None:
+                options_of_start = ["-o", options, "-l", str(home / "log")] if arguments[-1] != "stop" else []
+                run(programs / "pg_ctl", "-D", data, "-w", "-t", "60", *options_of_start, *arguments)
+
+            create.control = control  # type: ignore[attr-defined]
             yield create
         finally:
             run(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
@@ -89,3 +94,10 @@ _database_numbers = itertools.count()
 def postgres_url(postgres_server: Callable[[str], str]) -> str:
     """The URL of an empty PostgreSQL database."""
     return postgres_server(f"test{next(_database_numbers)}")
+
+
+@pytest.fixture
+def postgres_control(postgres_server: Callable[[str], str]) -> Callable[..., None]:
+    """Stops, starts and restarts the server: ``postgres_control("-m", "fast", "restart")``."""
+    control: Callable[..., None] = postgres_server.control  # type: ignore[attr-defined]
+    return control

@@ -178,6 +178,8 @@ def _show_hardware(found: Any, as_json: bool) -> None:
             "n_cores",
             "power_w",
             "link_bytes_per_s",
+            "n_per_node",
+            "node_link_bytes_per_s",
             "list_price_usd",
         ):
             value = getattr(found, field)

@@ -16,6 +16,7 @@ from dse.errors import DseError, did_you_mean
 # command -> module that has it under the same name
 _COMMANDS: Final = {
     "run": "dse.cli.running",
+    "submit": "dse.cli.running",
     "pause": "dse.cli.running",
     "resume": "dse.cli.running",
     "stop": "dse.cli.running",

@@ -1,9 +1,9 @@
-"""Local until the work left is worth a cluster's start, then Ray. Rows do not depend on the moment of the change."""
+"""Local until the work is worth a pool's start, then Ray, or processes without it. Rows do not show when that was."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -12,27 +12,30 @@ from dse.errors import UserError
 from dse.execute.local import LocalExecutor
 from dse.protocols import Chunk, Executor
 
-# A local Ray takes 2.4 s to start on an idle machine and 20 s on a loaded one, and shipping a chunk costs about 1 ms:
-# below these figures the driver is done before the workers have begun.
-WORTH_BATCH_S: Final = 5.0
+# A local Ray takes 2.4 s to start on an idle machine and 20 s on a loaded one. How long a study will go on is not
+# known: as with rented skis, to buy when the rent paid equals the price costs at most twice what foresight would.
+START_COST_S: Final = 5.0
+# Shipping a batch and waiting for its last chunk costs some milliseconds: below this figure nothing is gained.
+WORTH_BATCH_S: Final = 0.05
 
 
 class AutoExecutor:
-    """Evaluates in this process as long as a batch takes less than :data:`WORTH_BATCH_S`.
+    """Evaluates in this process until batches worth shipping have taken :data:`START_COST_S`, or one would.
 
     Args:
         local: the in-process executor.
-        start_remote: makes the other one.
+        others: make the pools, the best first; one that is not installed raises UserError.
     """
 
     name = "auto"
 
-    def __init__(self, local: LocalExecutor, start_remote: Callable[[], Executor]) -> None:
+    def __init__(self, local: LocalExecutor, others: Sequence[Callable[[], Executor]]) -> None:
         self._local = local
-        self._start_remote = start_remote
+        self._others = list(others)
         self._remote: Executor | None = None
         self._owner: dict[int, tuple[Executor, int]] = {}
         self._tickets = 0
+        self._spent_s = 0.0
 
     def submit(self, codes: np.ndarray) -> int:
         """Hand a batch to whichever executor suits its expected duration."""
@@ -56,10 +59,15 @@ class AutoExecutor:
         if self._remote is not None:
             return self._remote
         row_s = self._local.row_s
-        if row_s is None or row_s * n < WORTH_BATCH_S or (os.cpu_count() or 1) < 2:
+        batch_s = 0.0 if row_s is None else row_s * n
+        if batch_s < WORTH_BATCH_S or (os.cpu_count() or 1) < 2:
             return self._local
-        try:
-            self._remote = self._start_remote()
-        except UserError:  # Ray is an extra; without it everything runs here
+        self._spent_s += batch_s
+        if self._spent_s < START_COST_S:
             return self._local
-        return self._remote
+        while self._others and self._remote is None:
+            try:
+                self._remote = self._others.pop(0)()
+            except UserError:  # Ray is an extra
+                continue
+        return self._remote or self._local

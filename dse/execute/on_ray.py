@@ -1,226 +1,188 @@
 """Evaluation on Ray: an actor pool on this machine or a cluster. The only module that imports Ray.
 
-Each actor prepares the evaluators once and keeps them. A batch is cut into chunks; at most two are in flight per
-actor, so that one waits while one runs. Ray repeats neither actor calls nor exceptions by itself here: when an actor
-dies, the chunk it was running is blamed, everything it held goes back to the queue, and a new actor takes its place.
-A chunk that was blamed three times is cut into single rows; a row that was blamed three times fails with that reason
-and takes nobody with it.
+Each actor prepares the evaluators once and keeps them; at most two chunks are in flight per actor, so that one waits
+while one runs. Ray repeats neither actor calls nor exceptions by itself here: what a dead actor held goes back to the
+queue by the pool's own rules (pool.py), and an actor that cannot be replaced, because its machine is gone, is done
+without. An actor whose cost models are not the coordinator's, by their fingerprints, is refused: a cluster that has
+another version installed must not answer.
 
 A local Ray listens on the loopback address only (by the switch that Ray has for laptops; without it, it listens on all
-interfaces whatever address it is given), and lets in only clients with a random token of this process. Ray reads these
-settings when it is imported, so they are made here, before the import; what the environment says prevails.
+interfaces whatever address it is given), and lets in only clients with a random token of this process. A cluster is met
+with the token that the environment has for it (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token); one without a
+token is its owner's decision. Ray reads these settings when it is imported, so they are made here, before the import;
+what the environment says prevails.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 import sys
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from dse.errors import UserError
 from dse.execute import Recipe
-from dse.metrics import MetricBatch
-from dse.protocols import Chunk
+from dse.execute.pool import Answer, PoolExecutor, WorkerDied, answer, limit_memory, share_of_memory
 
-if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") is None:
-    raise UserError(
-        "Ray was imported before the ray executor could ask for token authentication",
-        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before Python starts, or do not import ray in the study file",
-    )
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+if "RAY_AUTH_MODE" not in os.environ:
+    if "ray" in sys.modules:
+        raise UserError(
+            "Ray was imported before the ray executor could ask for token authentication",
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before Python starts, or do not import ray in the study file",
+        )
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 try:
     import ray
-    from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+    from ray.exceptions import RayError, RayTaskError
 except ImportError:
     raise UserError("the ray executor needs Ray, which is not installed", "pip install 'mfm-dse[ray]'") from None
 
 IN_FLIGHT: Final = 2
-MAX_BLAMES: Final = 3
-CHUNKS_PER_WORKER: Final = 2
+CONNECT_S: Final = 10.0
 
 
-class _Worker:
-    """Runs in the actor's process."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.evaluation = recipe()
-
-    def ready(self) -> bool:
-        return True
-
-    def evaluate(self, codes: np.ndarray) -> list[MetricBatch]:
-        return self.evaluation.evaluate(codes)
-
-
-@dataclass(frozen=True)
-class _Task:
-    ticket: int
-    start: int
-    codes: np.ndarray
-    blames: int = 0
-
-
-@dataclass
-class _Slot:
-    """An actor and what it holds, oldest first."""
-
-    actor: Any
-    held: deque[tuple[Any, _Task]]
-
-
-class RayExecutor:
-    """Evaluates on a pool of Ray actors.
+def ray_executor(
+    recipe: Recipe,
+    fingerprints: Sequence[str],
+    *,
+    workers: int = 0,
+    address: str | None = None,
+    timeout_s: float | None = None,
+    memory_bytes: int = 0,
+) -> PoolExecutor:
+    """Return an executor of Ray actors.
 
     Args:
         recipe: builds the evaluation in each actor.
-        n_models: number of cost models, for rows that no worker answers.
-        workers: number of actors, 0 for one per available core.
-        address: an existing cluster ("auto", "HOST:PORT"); None starts a local one, which :meth:`close` stops.
+        fingerprints: of the cost models, which those of the actors must have.
+        workers: number of actors, 0 for one per core that Ray has.
+        address: an existing cluster ("auto", "HOST:PORT"); None starts a local one, which closing stops.
+        timeout_s: what one design may take.
+        memory_bytes: what an actor may take; 0 for an equal share of this machine.
+
+    Raises:
+        UserError: there is no cluster at the address, or its workers cannot prepare the study.
+    """
+    crew = RayCrew(recipe, fingerprints, address, workers, memory_bytes)
+    try:
+        count = workers or crew.n_cores
+        limit = memory_bytes or share_of_memory(crew.n_cores)
+        return PoolExecutor("ray", crew, len(fingerprints), count, timeout_s=timeout_s, memory_bytes=limit)
+    except BaseException:
+        crew.close()
+        raise
+
+
+class _Actor:
+    """Runs in the actor's process."""
+
+    def __init__(self, recipe: Recipe, memory_bytes: int) -> None:
+        self.evaluation = recipe()
+        limit_memory(memory_bytes)
+
+    def ready(self) -> list[str]:
+        return self.evaluation.fingerprints()
+
+    def evaluate(self, codes: np.ndarray) -> Answer:
+        return answer(self.evaluation, codes)
+
+
+class RayCrew:
+    """Starts actors and calls them.
+
+    Args:
+        recipe: builds the evaluation in each.
+        fingerprints: of the coordinator's cost models.
+        address: of a cluster, None for a local one of our own.
+        workers: cores of a local one, 0 for all.
+        memory_bytes: what an actor may take, 0 for no limit of its own.
     """
 
-    name = "ray"
+    in_flight = IN_FLIGHT
 
-    def __init__(self, recipe: Recipe, n_models: int, *, workers: int = 0, address: str | None = None) -> None:
-        self._n_models = n_models
+    def __init__(
+        self, recipe: Recipe, fingerprints: Sequence[str], address: str | None, workers: int, memory_bytes: int
+    ) -> None:
+        self._fingerprints, self._memory_bytes = list(fingerprints), memory_bytes
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _start(address, workers)
         self._recipe = ray.put(recipe)
-        self._remote = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
+        self._remote = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
+
+    @property
+    def n_cores(self) -> int:
+        """Cores that the cluster has."""
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        count = workers or max(1, int(resources.get("CPU", 1)))
-        self._slots: list[_Slot] = []
-        self._slots = [
-            _Slot(a, deque()) for a in self._started([self._remote.remote(self._recipe) for _ in range(count)])
-        ]
-        self._queue: deque[_Task] = deque()
-        self._done: dict[int, dict[int, list[MetricBatch]]] = {}
-        self._lengths: dict[int, int] = {}
-        self._tickets = 0
+        return max(1, int(resources.get("CPU", 1)))
 
-    def submit(self, codes: np.ndarray) -> int:
-        """Cut a batch into chunks and start on them."""
-        self._tickets += 1
-        ticket = self._tickets
-        self._done[ticket] = {}
-        self._lengths[ticket] = len(codes)
-        size = max(1, -(-len(codes) // (len(self._slots) * CHUNKS_PER_WORKER)))
-        for start in range(0, len(codes), size):
-            self._queue.append(_Task(ticket, start, codes[start : start + size]))
-        self._dispatch()
-        return ticket
+    def begin(self) -> tuple[Any, Any]:
+        """Start an actor."""
+        actor: Any = self._remote.remote(self._recipe, self._memory_bytes)
+        return actor, actor.ready.remote()
 
-    def collect(self, ticket: int) -> Iterator[Chunk]:
-        """Yield the chunks of a batch in row order, waiting for each."""
-        done, start = self._done[ticket], 0
-        while start < self._lengths[ticket]:
-            while start not in done:
-                self._wait()
-            groups = done.pop(start)
-            yield Chunk(start, groups)
-            start += len(groups[0])
-        del self._done[ticket], self._lengths[ticket]
+    def send(self, worker: Any, codes: np.ndarray) -> Any:
+        """Call an actor."""
+        return worker.evaluate.remote(codes)
+
+    def wait(self, calls: Sequence[Any], timeout_s: float) -> Collection[Any]:
+        """Return the calls that have ended."""
+        ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        if not ended:
+            ended, _ = ray.wait(list(calls), num_returns=1, timeout=timeout_s)
+        return set(ended)
+
+    def take(self, call: Any) -> Answer | None:
+        """Return the result of a call that has ended."""
+        try:
+            found = ray.get(call)
+        except MemoryError as error:
+            raise WorkerDied("its memory was used up") from error
+        except RayTaskError as error:
+            raise WorkerDied(f"{type(error.cause).__name__}: {error.cause}") from error
+        except RayError as error:
+            if (cause := _preparation_error(error)) is not None:
+                raise UserError(
+                    f"the Ray workers cannot prepare the study: {cause}", "--executor local shows more"
+                ) from error
+            raise WorkerDied(str(error).strip().splitlines()[0]) from error
+        if isinstance(found, Answer):
+            return found
+        if found != self._fingerprints:
+            raise UserError(
+                "the Ray workers have other cost models, or tables, than this process",
+                "install the same version of mfm-dse on all machines of the cluster",
+            )
+        return None
+
+    def end(self, worker: Any) -> str:
+        """Kill an actor."""
+        with suppress(Exception):
+            ray.kill(worker)
+        return ""
 
     def close(self) -> None:
-        """Stop the actors, and Ray if it was started here."""
-        for slot in self._slots:
-            with suppress(Exception):
-                ray.kill(slot.actor)
-        self._slots = []
+        """Stop Ray if it was started here."""
         if self._owns_ray and ray.is_initialized():
             ray.shutdown()
+        self._owns_ray = False
 
-    def worker_pids(self) -> list[int]:
-        """Return the process ids of the actors, for tests and diagnosis."""
-        calls = [slot.actor.__ray_call__.remote(lambda _: os.getpid()) for slot in self._slots]
-        pids: list[int] = ray.get(calls)
-        return pids
 
-    def _started(self, actors: list[Any]) -> list[Any]:
-        """Return actors that have prepared their evaluators.
-
-        Raises:
-            UserError: they cannot, and no other one could.
-        """
-        try:
-            ray.get([actor.ready.remote() for actor in actors])
-        except RayError as error:
-            self.close()
-            cause = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-            raise UserError(
-                f"the Ray workers cannot prepare the study: {cause}", "--executor local shows more"
-            ) from error
-        return actors
-
-    def _dispatch(self) -> None:
-        # Fill the emptiest actors first, so that the second chunk of one never waits while another is idle.
-        for slot in sorted(self._slots, key=lambda s: len(s.held)):
-            while self._queue and len(slot.held) < IN_FLIGHT:
-                task = self._queue.popleft()
-                slot.held.append((slot.actor.evaluate.remote(task.codes), task))
-                if any(not s.held for s in self._slots):
-                    break
-
-    def _wait(self) -> None:
-        """Wait until some call has ended, and take over what has."""
-        self._dispatch()
-        ray.wait([ref for slot in self._slots for ref, _ in slot.held], num_returns=1)
-        for slot in self._slots:
-            self._settle(slot)
-        self._dispatch()
-
-    def _settle(self, slot: _Slot) -> None:
-        """Take the results of an actor, oldest first; put another in its place if it has died.
-
-        When it dies all its calls end at once, in any order, so whichever has ended is looked at.
-        """
-        ended, _ = (
-            ray.wait([ref for ref, _ in slot.held], num_returns=len(slot.held), timeout=0) if slot.held else ([], [])
-        )
-        for ref in ended:
-            task = next(task for held, task in slot.held if held == ref)
-            try:
-                groups = ray.get(ref)
-            except (ActorDiedError, ActorUnavailableError) as error:
-                self._replace(slot, str(error).strip().splitlines()[0])
-                return
-            except RayError as error:
-                message = f"{type(error).__name__}: {error}"[:2000]
-                groups = [MetricBatch.failed(len(task.codes), message) for _ in range(self._n_models)]
-            slot.held.remove((ref, task))
-            self._done[task.ticket][task.start] = groups
-
-    def _replace(self, slot: _Slot, reason: str) -> None:
-        """Put a new actor in the place of a dead one; blame the chunk it was running, requeue all it held."""
-        held = [task for _, task in slot.held]
-        with suppress(Exception):
-            ray.kill(slot.actor)
-        slot.held.clear()
-        slot.actor = self._started([self._remote.remote(self._recipe)])[0]
-        blamed = replace(held[0], blames=held[0].blames + 1)
-        self._queue.extendleft(reversed(held[1:]))
-        if blamed.blames < MAX_BLAMES:
-            self._queue.appendleft(blamed)
-        elif len(blamed.codes) > 1:
-            rows = [_Task(blamed.ticket, blamed.start + i, blamed.codes[i : i + 1]) for i in range(len(blamed.codes))]
-            self._queue.extendleft(reversed(rows))
-        else:
-            message = f"killed its worker {MAX_BLAMES} times, the last time: {reason}"
-            self._done[blamed.ticket][blamed.start] = self._failed(message)
-
-    def _failed(self, message: str) -> list[MetricBatch]:
-        return [MetricBatch.failed(1, message) for _ in range(self._n_models)]
+def _preparation_error(error: RayError) -> str | None:
+    """Return what an actor's constructor raised, None if the actor ended otherwise."""
+    text = str(error)
+    if "The actor died because of an error raised in its creation task" not in text:
+        return None
+    return text.strip().splitlines()[-1]
 
 
 def _start(address: str | None, workers: int) -> None:
@@ -231,4 +193,19 @@ def _start(address: str | None, workers: int) -> None:
             options["num_cpus"] = workers
     else:
         options["address"] = address
-    ray.init(**options)
+    try:
+        if address is not None and address != "auto":
+            _knock(address)  # Ray itself tries for minutes
+        ray.init(**options)
+    except (OSError, RayError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        raise UserError(
+            f"there is no Ray cluster at {address!r} that lets us in: {str(error).strip().splitlines()[0]}",
+            "see 'ray status' there, and RAY_AUTH_MODE and RAY_AUTH_TOKEN here",
+        ) from error
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    socket.create_connection((host, int(port)), timeout=CONNECT_S).close()

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, up
 from dse.errors import StoreRefused, UserError
 from dse.store import tables
 from dse.store.connection import Prepared
-from dse.store.studies import Studies, is_held
+from dse.store.studies import GIVEN_BACK, Studies, is_held
 
 LEASE_S: Final = 60.0
 HEARTBEAT_S: Final = 15.0
@@ -48,6 +48,7 @@ class Leases(Studies):
             StoreRefused: another process holds it.
         """
         now = time.time()
+        GIVEN_BACK.discard(self.owner)
         with self._writing() as connection:
             held = connection.execute(
                 select(tables.study.c.lease_owner, tables.study.c.lease_until_s).where(tables.study.c.id == study_id)
@@ -76,7 +77,8 @@ class Leases(Studies):
             self._renew(connection, study_id)
 
     def release(self, study_id: int) -> None:
-        """Give the lease back, if it is ours."""
+        """Give the lease back, if it is ours; where that cannot be written, this process at least knows."""
+        GIVEN_BACK.add(self.owner)
         with self._writing() as connection:
             connection.execute(
                 update(tables.study)

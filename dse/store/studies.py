@@ -19,6 +19,7 @@ from dse.store.rows import StudyRow
 
 STATES: Final = ("new", "running", "paused", "interrupted", "stopped", "finished", "failed")
 STALE_S: Final = 3600.0
+GIVEN_BACK: Final[set[str]] = set()  # leases of this process that it has done with, written or not
 
 
 class Studies(Connected):
@@ -113,7 +114,7 @@ def is_held(owner: str | None, until_s: float | None, now_s: float) -> bool:
     Of an owner on this machine its process decides, whatever the clock says, for an hour past the lease's end (by then
     the number may be another process's); of one elsewhere the lease's end decides.
     """
-    if not owner or until_s is None:
+    if not owner or until_s is None or owner in GIVEN_BACK:
         return False
     host, _, rest = owner.partition(":")
     if host != socket.gethostname():

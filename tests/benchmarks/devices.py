@@ -6,7 +6,11 @@ ways, neither of which uses a row of the layer:
 
 - *shipped*: the constants that ship (A100, vLLM and TensorRT-LLM kernels, their own all-reduce);
 - *eager*: launches and efficiencies of eager kernels, from the same source's sweeps of single operators on one A100 and
-  of all-reduces on four (20 products, 64 softmax, layer norm and GELU, 30 messages).
+  of all-reduces on four (20 products, 64 softmax, layer norm and GELU, 30 messages). All-reduces are interpolated
+  between measured sizes, in logarithms.
+
+Every operator of the layer was timed from Python around a synchronisation (LLMCompass matmul.py@b95c6c9),
+so launches are those of the host.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import csv
 import gzip
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +26,7 @@ import numpy as np
 from costmodels import calibration, collectives, kernels
 from costmodels.constants import shipped
 from costmodels.kernels import Work
-from costmodels.measurements import Key, Measurement, read_table
+from costmodels.measurements import Key, Measurement, read_table, tiles
 from dse.hardware import Device, hardware_names, read_hardware
 from dse.text import table
 
@@ -110,12 +115,13 @@ def _product_work(count: float, m: float, k: float, n: float) -> Work:
     fill = moved / (a100.cache_bytes or 1)
     if count > 1:  # each product of a batch is computed in whole tiles of 128 rows; a single one is cut to suit
         operations *= np.ceil(m / kernels.QUERY_ROWS) * kernels.QUERY_ROWS / m
-    values = (operations / a100.peak_ops_per_s["fp16"], moved / a100.memory_bytes_per_s, 0.0, 1.0, fill, 1.0, 0.0)
+    waves = count * tiles(np.float64(m), np.float64(n)) / (a100.n_cores or 1)
+    values = (operations / a100.peak_ops_per_s["fp16"], moved / a100.memory_bytes_per_s, 0.0, 1.0, fill, waves, 0.0)
     return Work(*(np.array([v]) for v in values))
 
 
 def _layer(
-    rows: int, context: int, product: np.ndarray, vector: dict[str, np.ndarray], reduce: np.ndarray
+    rows: int, context: int, product: np.ndarray, vector: dict[str, np.ndarray], reduce: Callable[[float], float]
 ) -> dict[str, float]:
     a100 = read_hardware("a100-80gb-sxm")
     assert isinstance(a100, Device)
@@ -126,9 +132,8 @@ def _layer(
     for op, elements in _vector_elements(rows, context).items():
         launch, efficiency = vector[op.split("_")[0].lower()]
         found[op] = float(launch + 4 * elements / a100.memory_bytes_per_s / efficiency)
-    sent, ranks = np.array([2.0 * rows * HIDDEN]), np.array([float(RANKS)])
     for op in ("AllReduce_MHA", "AllReduce_FFN"):
-        found[op] = float(collectives.all_reduce_s(sent, ranks, a100.link_bytes_per_s or 0.0, reduce)[0])
+        found[op] = reduce(2.0 * rows * HIDDEN)
     return found
 
 
@@ -139,7 +144,12 @@ def shipped_layer(phase: str, rows: int, context: int) -> dict[str, float]:
     assert isinstance(a100, Device)
     product, reduce = (shipped().find(a100, op, "bfloat16").constants for op in ("gemm", "allreduce"))
     plain = np.array([0.0, 0.8])  # vector work: fused, 0.8 of the bandwidth
-    return _layer(rows, context, product, dict.fromkeys(("softmax", "layernorm", "gelu"), plain), reduce)
+    link = a100.link_bytes_per_s or 0.0
+
+    def reduced(sent: float) -> float:
+        return float(collectives.all_reduce_s(np.array([sent]), np.array([float(RANKS)]), link, reduce)[0])
+
+    return _layer(rows, context, product, dict.fromkeys(("softmax", "layernorm", "gelu"), plain), reduced)
 
 
 def eager_layer(phase: str, rows: int, context: int) -> dict[str, float]:
@@ -148,24 +158,25 @@ def eager_layer(phase: str, rows: int, context: int) -> dict[str, float]:
     return _layer(rows, context, *_eager_constants())
 
 
-def _eager_constants() -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Fit constants to the sweeps of single operators: products and messages like any table, vector work by a line."""
+def _eager_constants() -> tuple[np.ndarray, dict[str, np.ndarray], Callable[[float], float]]:
+    """Fit constants to the sweeps of single operators: products like any table, vector work by a line."""
     from scipy.optimize import least_squares
 
     a100 = read_hardware("a100-80gb-sxm")
     assert isinstance(a100, Device)
     tables: dict[Key, list[Measurement]] = {}
     vector: dict[str, list[tuple[float, float]]] = {}
+    messages: list[tuple[float, float]] = []
     for row in _rows():
         op, *sizes = row["model"].split()
         if op not in ("gemm", "allreduce", "softmax", "layernorm", "gelu"):
             continue
         value, size = float(row["value"]), {k: float(v) for k, v in (s.split("=") for s in sizes)}
-        if op in ("gemm", "allreduce"):
-            shape = size if op == "gemm" else {"gpus": float(RANKS), "elements": size["size"] / 2}
-            seconds = value / (1e3 if op == "gemm" else 1e6)
+        if op == "allreduce":
+            messages.append((size["size"], value / 1e6))
+        elif op == "gemm":
             key = Key(a100.name, "eager", op, "", "bfloat16")
-            tables.setdefault(key, []).append(Measurement(key, shape, seconds, 0, row["model"]))
+            tables.setdefault(key, []).append(Measurement(key, size, value / 1e3, 0, row["model"]))
         else:
             elements = size.get("elements") or size["rows"] * size["cols"]
             vector.setdefault(op, []).append((elements, elements / (value * 1e9)))
@@ -178,5 +189,6 @@ def _eager_constants() -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
             return np.log((np.exp(p[0]) + moved / np.exp(p[1])) / seconds)
 
         lines[op] = np.exp(least_squares(residuals, np.log([2e-5, 0.7]), loss="soft_l1", f_scale=0.06).x)
-    product, reduce = (next(k for key, k in fitted.items() if key.op == op) for op in ("gemm", "allreduce"))
-    return product, lines, reduce
+    (product,) = fitted.values()
+    sizes, times = np.log(sorted(messages)).T
+    return product, lines, lambda sent: float(np.exp(np.interp(np.log(sent), sizes, times)))

@@ -185,6 +185,32 @@ def test_bands_hold_nine_of_ten_new_rows():
     assert np.mean(held) >= 0.88
 
 
+@pytest.mark.slow
+def test_bands_hold_nine_of_ten_rows_that_made_neither_fit_nor_band(rows):
+    found = calibration.coverage(calibration.groups_of(rows, DEVICES), DEVICES)
+    assert set(found) == set(calibration.PRIORS)
+    assert all(0.85 <= share <= 0.95 for share in found.values()), found
+
+
+@pytest.mark.parametrize("op", ["gemm", "context_attention", "moe", "allreduce"])
+def test_bad_cells_are_refused_for_every_kind_of_kernel(tmp_path, op):
+    shapes = {
+        "gemm": "m=64;n=4096;k=4096", "context_attention": "heads=32;kv_heads=8;head_dim=128;batch=2;isl=128",
+        "moe": "tokens=8;hidden=4096;inter=1024;topk=2;experts=8", "allreduce": "gpus=4;elements=4096",
+    }  # fmt: skip
+    good = f"h200_sxm,{op},bfloat16,{shapes[op]},0.1"
+    assert len(read_table(table(tmp_path, good), NAMES)) == 1
+    for name in (part.split("=")[0] for part in shapes[op].split(";")):
+        parts = shapes[op].split(";")
+        without = ";".join(p for p in parts if not p.startswith(f"{name}="))
+        with pytest.raises(TableError, match=f"line 2: column 'shape': {name} is missing"):
+            read_table(table(tmp_path, good.replace(shapes[op], without)), NAMES)
+        if name != "kv_heads":
+            zero = ";".join(f"{name}=0" if p.startswith(f"{name}=") else p for p in parts)
+            with pytest.raises(TableError, match=f"column 'shape': {name}='0' is not a positive whole number"):
+                read_table(table(tmp_path, good.replace(shapes[op], zero)), NAMES)
+
+
 TARGETS = {  # (op, precision or "" for all): mean absolute relative error of held-out rows
     ("gemm", "bfloat16"): 0.08, ("gemm", "int8_wo"): 0.08, ("gemm", "int4_wo"): 0.08, ("gemm", "fp8"): 0.10,
     ("gemm", "fp8_block"): 0.10, ("gemm", "nvfp4"): 0.10, ("context_attention", ""): 0.08,
@@ -214,9 +240,9 @@ def test_errors_on_the_half_that_was_not_fitted(rows, op):
 
 
 # Each device predicted from its datasheet and the others' constants, 16-bit products of vLLM. The targets are 12 % on
-# A100 (13.2 here, 11.8 with TensorRT-LLM) and H200 (12.3; 12.0), and 20 % on B200 and L40S. TensorRT-LLM on the L40S
-# (41 %) is not predicted from others: its rows were measured with a warm cache, theirs with a cold one.
-LEFT_OUT = {"a100-80gb-sxm": 0.135, "h200-sxm-141gb": 0.125, "b200-sxm-180gb": 0.20, "l40s": 0.20}
+# A100 (10.9 with TensorRT-LLM) and H200 (10.8), and 20 % on B200 (10.0) and L40S. TensorRT-LLM on the L40S (47 %) is
+# not predicted from others: its rows were measured with a warm cache, theirs with a cold one.
+LEFT_OUT = {"a100-80gb-sxm": 0.125, "h200-sxm-141gb": 0.12, "b200-sxm-180gb": 0.12, "l40s": 0.13}
 
 
 def test_16_bit_products_of_a_device_that_was_left_out(rows):
@@ -230,7 +256,7 @@ def test_a_gpt3_layer_on_four_a100(rows):
     """LLMCompass's measured prefill of one layer, 66.75 ms, from shipped constants; no row of it was fitted.
 
     Decode (1.11 ms) is out of reach: by the same constants 33 % short, because it ran unfused from Python, with
-    launches of 50 us that fused kernels do not have; with launches fitted to eager operators 14 % short.
+    launches of 50 us that fused kernels do not have; with launches fitted to eager operators 12 % short.
     """
     path = Path(__file__).parents[1] / "benchmarks" / "devices.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_devices", path)
@@ -243,5 +269,5 @@ def test_a_gpt3_layer_on_four_a100(rows):
     assert sum(measured["prefill"].values()) == pytest.approx(66.7472e-3, rel=1e-4)
     assert sum(layer.shipped_layer("prefill", 8 * 2048, 2048).values()) == pytest.approx(66.7472e-3, rel=0.05)
     assert sum(layer.eager_layer("prefill", 8 * 2048, 2048).values()) == pytest.approx(66.7472e-3, rel=0.05)
-    assert sum(layer.eager_layer("decode", 8, 1025).values()) == pytest.approx(1.1109e-3, rel=0.15)
+    assert sum(layer.eager_layer("decode", 8, 1025).values()) == pytest.approx(1.1109e-3, rel=0.13)
     assert not any("GPT" in row.identity for row in rows)

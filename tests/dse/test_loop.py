@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 
 from dse.errors import UserError
 from dse.evaluation import Evaluation
+from dse.execute import Means, make_executor
 from dse.execute.local import LocalExecutor
 from dse.loop import Batch, Loop, reference_point
 from dse.metrics import MetricBatch
 from dse.objectives import Goal
 from dse.params import Choice
+from dse.progress import describe
 from dse.protocols import Proposals
 from dse.space import Space
 from dse.testing.samples import small_problem
@@ -238,3 +241,93 @@ def test_the_reference_point_is_fixed_once():
     points = [p.reference for p in loop.run(80) if p.reference is not None]
     assert all(np.array_equal(p, points[0]) for p in points)
     np.testing.assert_allclose(reference_point(np.array([[1.0, 5.0], [3.0, 5.0]])), [3.2, 5.5])
+
+
+@dataclass
+class Mischief:
+    """Breaks its promises on every second ask."""
+
+    how: str
+    name: str = "mischief"
+    window: int = 0
+    asks: int = 0
+
+    def propose(self, history, k, rng):
+        self.asks += 1
+        codes = history.space.sample(k, rng)
+        if self.asks % 2:
+            return Proposals(codes)
+        if self.how == "raise":
+            raise RuntimeError("no idea")
+        if self.how == "exit":
+            raise SystemExit(1)
+        if self.how == "hang":
+            time.sleep(60)
+        return {
+            "transposed": Proposals(codes.T),
+            "flat": Proposals(codes.ravel()),
+            "nan": Proposals(np.where(codes > 3, np.nan, codes)),
+            "fraction": Proposals(codes + 0.5),
+            "marks": Proposals(codes, marks=np.zeros(k + 1, dtype=int)),
+            "parents": Proposals(codes, parents=[()]),
+            "nothing": None,
+        }[self.how]
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raise", "RuntimeError: no idea"),
+        ("exit", "SystemExit: 1"),
+        ("hang", "TimeoutError: took longer than 0.05 s"),
+        ("transposed", "expected integers of shape (n, 4), got uint16 (4, 16)"),
+        ("flat", "expected integers of shape (n, 4), got uint16 (64,)"),
+        ("nan", "expected integers of shape (n, 4), got float64"),
+        ("fraction", "expected integers of shape (n, 4), got float64"),
+        ("marks", "marks are int64 of shape (17,)"),
+        ("parents", "1 parents for 16 designs"),
+        ("nothing", "AttributeError"),
+    ],
+)
+def test_a_proposer_that_fails_loses_its_turn_and_is_counted(how, reason):
+    journal = Memory()
+    loop = make([Mischief(how)], journal=journal)
+    loop.ask_limit_s = 0.05
+    last = run(loop, 64)
+    assert last.n_done == 64
+    assert [b.proposer for b in journal.batches][:4] == ["mischief", "random", "mischief", "random"]
+    assert last.mishaps.n == 2
+    assert last.mishaps.first.startswith("mischief: ")
+    assert reason in last.mishaps.first
+    assert "2 asks failed (mischief: " in describe(last, 1.0)
+
+
+@pytest.mark.parametrize("executor", ["local", "process"])
+def test_rows_that_break_are_counted_in_the_summary(executor):
+    means = Means(executor, workers=1)
+    pool = make_executor(means, lambda: None, Evaluation(SPACE, [Toy(breaks="nan")]))
+    try:
+        last = run(Loop(SPACE, GOAL, [Sevens()], pool, Memory(), seed=1, ask_size=16, lag=1), 64)
+    finally:
+        pool.close()
+    assert last.n_done == 64
+    assert last.n_failed == 10  # ten numbers of cores, each with seven rows, seven columns and a batch of one
+    assert "10 failed" in describe(last, 1.0)
+
+
+@dataclass
+class Sevens:
+    """First the ten designs of seven rows and columns, then any others."""
+
+    name: str = "sevens"
+    window: int = 0
+
+    def propose(self, history, k, rng):
+        codes = history.space.sample(k, rng)
+        cells = [SPACE.labels.index(n) for n in ("pe_rows", "pe_cols")]
+        codes[:, cells[1]] += codes[:, cells[1]] == 6
+        if not history.n_total:
+            codes[:10] = 0
+            codes[:10, cells] = 6
+            codes[:10, SPACE.labels.index("n_cores")] = np.arange(10)
+        return Proposals(codes)

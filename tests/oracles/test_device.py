@@ -44,14 +44,20 @@ def one_kernel(
     return (k["launch_s"] ** overlap + busy**overlap) ** (1 / overlap)
 
 
+def gemm(rows, n, k):
+    """A product in waves of 128 x 128 tiles over 132 processors."""
+    tiles = max(rows / 128, 1) * max(n / 128, 1)
+    return one_kernel("gemm", 2 * rows * k * n, 2 * (k * n + rows * (k + n)), rows=tiles / 132)
+
+
 def llama_layer(rows):
     """Llama-3.1-8B: seven products of a layer, with 16-bit weights and activations."""
     shapes = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 14_336), (4096, 14_336), (14_336, 4096)]
-    return sum(one_kernel("gemm", 2 * rows * k * n, 2 * (k * n + rows * (k + n))) for k, n in shapes)
+    return sum(gemm(rows, n, k) for k, n in shapes)
 
 
 def head(rows):
-    return one_kernel("gemm", 2 * rows * 4096 * 128_256, 2 * (4096 * 128_256 + rows * (4096 + 128_256)))
+    return gemm(rows, 128_256, 4096)
 
 
 def vector_bytes(rows):

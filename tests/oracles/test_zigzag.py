@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from costmodels.latency import BAND
 from costmodels.mapper import MOST_CUTS, best_tiles
 from costmodels.systolic import WEIGHT_STATIONARY, Tiles, pace, run_product
 
@@ -77,6 +78,14 @@ def test_latency_and_energy():
     assert found["prefill_median"] <= 0.15
     assert found["decode_median"] <= 0.02
     assert found["energy_rank"] >= 0.9
+
+
+def test_the_band_of_latency_and_its_coverage():
+    """Least and largest ratio on the even rows, rounded outwards; the odd rows say how many others fall inside."""
+    ratios = [row["latency_total2_cycles"] / run(row)[0] for row in ROWS]
+    assert (math.floor(100 * min(ratios[::2])) / 100, math.ceil(100 * max(ratios[::2])) / 100) == BAND
+    inside = [BAND[0] <= ratio <= BAND[1] for ratio in ratios[1::2]]
+    assert sum(inside) / len(inside) >= 12 / 14
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r['M']:g}x{r['N']:g}x{r['K']:g}")
