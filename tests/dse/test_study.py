@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from dse import Choice, Scenario, Space, Study
+from dse.canonical import compare
 from dse.errors import Interrupted, NameUnknown, StoreRefused, StudyChanged, UserError
 from dse.metrics import MetricBatch
-from dse.results import Results, compare
+from dse.results import Results
 from dse.store import open_store
 from dse.testing.samples import small_model
 
