@@ -6,9 +6,11 @@ import csv
 import json
 import math
 import warnings
+from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
+import optuna_dashboard
 import pandas as pd
 import pytest
 
@@ -133,14 +135,24 @@ def test_it_can_be_drawn(load):
     assert figure.layout.xaxis.title.text == "latency_s"
 
 
+def ask(app, path):
+    """Return what a WSGI application answers, read from JSON."""
+    environ, said = {"PATH_INFO": path}, []
+    setup_testing_defaults(environ)
+    body = b"".join(app(environ, lambda status, *_: said.append(status)))
+    assert said == ["200 OK"]
+    return json.loads(body)
+
+
 def test_the_dashboard_reads_it(results, tmp_path):
-    dashboard = pytest.importorskip("optuna_dashboard._storage", reason="no optuna-dashboard")
+    """The list of studies, and all trials of one, as optuna-dashboard's own server sends them."""
     url = f"sqlite:///{tmp_path}/o.db"
     export_study(results, url)
-    storage = optuna.storages.RDBStorage(url)
-    summary = dashboard.get_studies(storage)[0]
-    assert summary.study_name == "exchanged"
-    assert len(dashboard.get_trials(storage, summary._study_id)) == 160
+    app = optuna_dashboard.wsgi(optuna.storages.RDBStorage(url))
+    (summary,) = ask(app, "/api/studies")["study_summaries"]
+    assert summary["study_name"] == "exchanged"
+    study = ask(app, f"/api/studies/{summary['study_id']}")
+    assert len(study["trials"]) == 160
 
 
 def test_a_study_is_not_written_twice_and_a_failure_leaves_nothing(results, tmp_path, monkeypatch):
