@@ -302,6 +302,23 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
+class CostModelUsed:
+    """A cost model that gave some metrics of a design.
+
+    Attributes:
+        name: its name in the catalogue.
+        group, fidelity, version: as :class:`CostModel` has them.
+        fingerprint: of the evaluator that ran, see :class:`Evaluator`.
+    """
+
+    name: str
+    group: str
+    fidelity: str
+    version: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Chosen:
     """A design picked for export, with the evidence for it.
 
@@ -313,6 +330,7 @@ class Chosen:
         values: knob label -> value as the study's space names them.
         metrics: its metrics, a batch of one row.
         provenance: where it comes from (proposer, seed, cost models with versions and fingerprints, ...).
+        cost_models: who gave the metrics.
     """
 
     study: str
@@ -322,6 +340,7 @@ class Chosen:
     values: Mapping[str, Value]
     metrics: MetricBatch
     provenance: Mapping[str, str] = field(default_factory=dict)
+    cost_models: Sequence[CostModelUsed] = ()
 
 
 @dataclass(frozen=True)
@@ -331,10 +350,12 @@ class Exported:
     Attributes:
         files: relative file name -> content.
         not_expressible: what of the design the format cannot say, one sentence each; never dropped in silence.
+        notes: what whoever uses the files should know besides, one sentence each.
     """
 
     files: Mapping[str, bytes]
     not_expressible: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @runtime_checkable

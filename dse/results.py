@@ -21,7 +21,7 @@ from dse.objectives import Goal
 from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
-from dse.protocols import Breakdown, Chosen
+from dse.protocols import Breakdown, Chosen, CostModelUsed
 from dse.space import BoundSpace, Space
 from dse.store import EvaluatorRow, Store, StoredStudy, StudyRow
 
@@ -140,6 +140,9 @@ class Results:
                     for e in self.evaluators
                 },
             },
+            cost_models=[
+                CostModelUsed(e.cost_model, e.group, e.fidelity, e.version, e.fingerprint) for e in self.evaluators
+            ],
         )
 
     def breakdown(self, number: int) -> list[Breakdown]:

@@ -9,7 +9,7 @@ from dse.evaluation import Evaluation
 from dse.metrics import MetricBatch
 from dse.params import Choice, Value
 from dse.problem import Problem
-from dse.protocols import Breakdown, Chosen, CostModel
+from dse.protocols import Breakdown, Chosen, CostModel, CostModelUsed
 from dse.schema import Schema
 from dse.space import BoundSpace, Space
 
@@ -38,5 +38,13 @@ def evaluate_design(
     design: DesignBatch = space.decode(space.reference_codes())
     metrics = MetricBatch.join(evaluation.evaluate_designs(design))
     shown = space.values(space.reference_codes())[0] if values else {}
-    chosen = Chosen("", -1, problem, design, shown, metrics)
+    chosen = Chosen("", -1, problem, design, shown, metrics, cost_models=used(evaluation))
     return chosen, evaluation.breakdown(design)
+
+
+def used(evaluation: Evaluation) -> list[CostModelUsed]:
+    """Return the cost models of an evaluation as evidence."""
+    return [
+        CostModelUsed(model.name, model.group, model.fidelity, model.version, fingerprint)
+        for model, fingerprint in zip(evaluation.models, evaluation.fingerprints(), strict=True)
+    ]

@@ -1,6 +1,7 @@
 """Exporters: a chosen design as files that another tool opens. Adding one: a module, and its line here.
 
-    design.py  our own self-contained document
+    design.py     our own self-contained document
+    weights/      formats of quantised weights, one module each over one table of layers
 
 :func:`write_files` puts them on disk: inside the chosen folder, never over an existing file unless told to, each file
 whole or not at all.
@@ -18,6 +19,13 @@ from dse.protocols import Exported
 
 EXPORTERS: Final = {
     "design": "dse.export.design:DesignDocument",
+    "compressed-tensors": "dse.export.weights.compressed_tensors:CompressedTensors",
+    "llm-compressor": "dse.export.weights.compressed_tensors:LlmCompressor",
+    "gptqmodel": "dse.export.weights.gptqmodel:GptqModel",
+    "autoround": "dse.export.weights.autoround:AutoRound",
+    "torchao": "dse.export.weights.torchao:TorchAo",
+    "llama.cpp": "dse.export.weights.gguf:LlamaCpp",
+    "modelopt": "dse.export.weights.modelopt:ModelOpt",
 }
 
 
