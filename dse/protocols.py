@@ -309,6 +309,7 @@ class CostModelUsed:
         name: its name in the catalogue.
         group, fidelity, version: as :class:`CostModel` has them.
         fingerprint: of the evaluator that ran, see :class:`Evaluator`.
+        metrics: names of the columns that it gave.
     """
 
     name: str
@@ -316,6 +317,7 @@ class CostModelUsed:
     fidelity: str
     version: str
     fingerprint: str
+    metrics: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

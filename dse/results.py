@@ -141,7 +141,8 @@ class Results:
                 },
             },
             cost_models=[
-                CostModelUsed(e.cost_model, e.group, e.fidelity, e.version, e.fingerprint) for e in self.evaluators
+                CostModelUsed(e.cost_model, e.group, e.fidelity, e.version, e.fingerprint, list(batch.values))
+                for e, batch in zip(self.evaluators, self.stored.metrics, strict=False)
             ],
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dse.designs import DesignBatch
 from dse.evaluation import Evaluation
@@ -36,15 +37,26 @@ def evaluate_design(
         space = BoundSpace(Space(batch=Choice(problem.scenario.batch)), Schema(problem))
     evaluation = Evaluation(space, cost_models)
     design: DesignBatch = space.decode(space.reference_codes())
-    metrics = MetricBatch.join(evaluation.evaluate_designs(design))
     shown = space.values(space.reference_codes())[0] if values else {}
-    chosen = Chosen("", -1, problem, design, shown, metrics, cost_models=used(evaluation))
-    return chosen, evaluation.breakdown(design)
+    return _evaluated(evaluation, Chosen("", -1, problem, design, shown, MetricBatch({}, 1)))
 
 
-def used(evaluation: Evaluation) -> list[CostModelUsed]:
-    """Return the cost models of an evaluation as evidence."""
-    return [
-        CostModelUsed(model.name, model.group, model.fidelity, model.version, fingerprint)
-        for model, fingerprint in zip(evaluation.models, evaluation.fingerprints(), strict=True)
+def evaluate_again(chosen: Chosen) -> tuple[Chosen, list[Breakdown]]:
+    """Return a design with the metrics that the cost models of the same names give it now, and its breakdown.
+
+    Raises:
+        UserError: a cost model is not installed, or cannot cost the problem.
+    """
+    schema = chosen.design.schema
+    space = BoundSpace(Space(batch=Choice(chosen.problem.scenario.batch)), schema)
+    return _evaluated(Evaluation(space, [used.name for used in chosen.cost_models]), chosen)
+
+
+def _evaluated(evaluation: Evaluation, chosen: Chosen) -> tuple[Chosen, list[Breakdown]]:
+    groups = evaluation.evaluate_designs(chosen.design)
+    used = [
+        CostModelUsed(model.name, model.group, model.fidelity, model.version, fingerprint, list(batch.values))
+        for model, fingerprint, batch in zip(evaluation.models, evaluation.fingerprints(), groups, strict=True)
     ]
+    made = replace(chosen, metrics=MetricBatch.join(groups), cost_models=used)
+    return made, evaluation.breakdown(chosen.design)

@@ -9,6 +9,7 @@ import click
 
 from dse.cli.output import db_option, emit, json_option, read_size
 from dse.errors import UserError
+from dse.text import printable
 
 if TYPE_CHECKING:
     from dse.protocols import Breakdown
@@ -125,10 +126,13 @@ def _verdict(record: dict[str, Any]) -> str:
 
 
 @click.command(
-    epilog="Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8"
+    epilog="""\b
+Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8
+         dse evaluate medical-vqa-edge-17.json"""
 )
-@click.option("--model", required=True, help="Catalogue name, or path of a config.json.")
-@click.option("--hardware", required=True, help="Catalogue name, or path of a TOML file.")
+@click.argument("file", type=click.Path(), required=False)
+@click.option("--model", help="Catalogue name, or path of a config.json.")
+@click.option("--hardware", help="Catalogue name, or path of a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="KNOB=VALUE", help="A knob's value; repeatable.")
 @click.option("--prompt-tokens", type=int, default=128, show_default=True)
 @click.option("--output-tokens", type=int, default=128, show_default=True)
@@ -138,8 +142,9 @@ def _verdict(record: dict[str, Any]) -> str:
 @click.option("--batch", type=int, default=1, show_default=True, help="Requests that run together.")
 @json_option
 def evaluate(
-    model: str,
-    hardware: str,
+    file: str | None,
+    model: str | None,
+    hardware: str | None,
     settings: tuple[str, ...],
     prompt_tokens: int,
     output_tokens: int,
@@ -149,7 +154,17 @@ def evaluate(
     batch: int,
     as_json: bool,
 ) -> None:
-    """Evaluate one design: what if MODEL ran on HARDWARE with these knobs."""
+    """Evaluate one design: what if MODEL ran on HARDWARE with these knobs, or the design document FILE once more.
+
+    A document's metrics come out as they were recorded, bit for bit; where they do not (exit code 1), what differs is told.
+    """
+    if file is not None:
+        if model or hardware or settings:
+            raise UserError("FILE says all about its design", "leave out --model, --hardware and --set")
+        _evaluate_document(file, as_json)
+        return
+    if not model or not hardware:
+        raise UserError("evaluate what?", "give FILE, or --model and --hardware; 'dse models' and 'dse hardware' list them")
     from dse.hardware import read_hardware
     from dse.model import read_model
     from dse.problem import TARGET, Problem
@@ -181,6 +196,33 @@ def evaluate(
         click.echo(f"{read.name} on {problem.hardware.name}: {reason or 'feasible'}")
         _print_metrics(chosen.metrics)
         _print_breakdown(parts if not reason else [])
+
+
+def _evaluate_document(file: str, as_json: bool) -> None:
+    from dse.export.design_file import evaluated, read_design
+    from dse.results import metric_records
+
+    read = read_design(file)
+    chosen, parts, differences = evaluated(read)
+    reason = chosen.metrics.reason(0)
+    if as_json:
+        emit(
+            {
+                "file": file, "study": chosen.study, "number": chosen.number, "hash": chosen.design.hashes[0].hex(),
+                "is_edited": read.is_edited, "is_reproduced": not differences, "differences": differences,
+                "reason": reason, "metrics": metric_records(chosen.metrics, 0), "breakdown": _breakdown_records(parts),
+            }
+        )  # fmt: skip
+    else:
+        origin = f"design {chosen.number} of study {chosen.study!r}" if chosen.study else "a design outside any study"
+        click.echo(printable(f"{origin}: {reason or 'it runs'}"))
+        _print_metrics(chosen.metrics)
+        _print_breakdown(parts if not reason else [])
+        click.echo("" if differences else "\nall metrics are those of the document, bit for bit")
+    for line in [] if as_json else differences:
+        click.echo(printable(line), err=True)
+    if differences and not read.is_edited:
+        raise click.exceptions.Exit(1)
 
 
 def _settings(settings: tuple[str, ...]) -> dict[str, str]:

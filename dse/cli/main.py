@@ -15,6 +15,7 @@ from dse.errors import DseError, did_you_mean
 
 # command -> module that has it under the same name
 _COMMANDS: Final = {
+    "new": "dse.cli.starting",
     "run": "dse.cli.running",
     "submit": "dse.cli.running",
     "pause": "dse.cli.running",
@@ -25,6 +26,7 @@ _COMMANDS: Final = {
     "show": "dse.cli.looking",
     "evaluate": "dse.cli.looking",
     "export": "dse.cli.exchanging",
+    "formats": "dse.cli.exchanging",
     "import": "dse.cli.exchanging",
     "crosscheck": "dse.cli.crosscheck",
     "trace": "dse.cli.tracing",
@@ -36,6 +38,7 @@ _COMMANDS: Final = {
     "knobs": "dse.cli.catalogs",
     "db": "dse.cli.upkeep",
     "doctor": "dse.cli.catalogs",
+    "completion": "dse.cli.starting",
 }
 
 # command -> function, where the name is a word of the language

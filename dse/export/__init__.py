@@ -2,20 +2,19 @@
 
     design.py     our own self-contained document
     weights/      formats of quantised weights, one module each over one table of layers
+    kv.py, differences.py, plain.py    what they share: widths of the cache, sentences on what is missing, text formats
 
-:func:`write_files` puts them on disk: inside the chosen folder, never over an existing file unless told to, each file
-whole or not at all.
+Whole studies: ``tables.py`` (CSV, Parquet), ``report.py`` (Markdown, HTML), ``optuna_storage.py``. :mod:`dse.export.files`
+puts files on disk.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Final
 
-from dse.errors import UserError
-from dse.protocols import Exported
+from dse.export.files import write_files
+
+__all__ = ["EXPORTERS", "write_files"]
 
 EXPORTERS: Final = {
     "design": "dse.export.design:DesignDocument",
@@ -27,38 +26,3 @@ EXPORTERS: Final = {
     "llama.cpp": "dse.export.weights.gguf:LlamaCpp",
     "modelopt": "dse.export.weights.modelopt:ModelOpt",
 }
-
-
-def write_files(exported: Exported, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
-    """Write the files of an export and return their paths.
-
-    Raises:
-        UserError: a name that leaves the folder, a file that exists, or a folder that cannot be written.
-    """
-    root = Path(folder)
-    paths = [root / name for name in exported.files]
-    for path in paths:
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise UserError(f"export file {str(path)!r} would leave the folder {str(root)!r}")
-        if path.exists() and not overwrite:
-            raise UserError(f"{str(path)!r} exists", "--overwrite replaces it, --out names another folder")
-    try:
-        for path, content in zip(paths, exported.files.values(), strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, content)
-    except OSError as error:
-        raise UserError(f"{str(root)!r} cannot be written: {error.strerror}") from None
-    return paths
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".export-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
