@@ -2,6 +2,8 @@
 
     design.py     our own self-contained document
     weights/      formats of quantised weights, one module each over one table of layers
+    structure.py  pruned widths: per_layer_config, block_configs
+    vllm.py       vllm serve: command and YAML
     kv.py, differences.py, plain.py    what they share: widths of the cache, sentences on what is missing, text formats
 
 Whole studies: ``tables.py`` (CSV, Parquet), ``report.py`` (Markdown, HTML), ``optuna_storage.py``. :mod:`dse.export.files`
@@ -25,4 +27,7 @@ EXPORTERS: Final = {
     "torchao": "dse.export.weights.torchao:TorchAo",
     "llama.cpp": "dse.export.weights.gguf:LlamaCpp",
     "modelopt": "dse.export.weights.modelopt:ModelOpt",
+    "per-layer-config": "dse.export.structure:PerLayerConfig",
+    "block-configs": "dse.export.structure:BlockConfigs",
+    "vllm": "dse.export.vllm:Vllm",
 }
