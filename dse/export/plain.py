@@ -70,13 +70,23 @@ def yaml_text(document: Any, indent: int = 0) -> str:
     if _is_block_list(document):
         parts = [yaml_text(value, indent + 2) for value in document]
         return "".join(f"{pad}- {part[indent + 2 :]}" for part in parts)
-    return f"{pad}{_quoted(document)}\n"
+    return f"{pad}{_yaml_value(document)}\n"
 
 
 def _yaml_inside(value: Any, indent: int) -> str:
     if (isinstance(value, Mapping) and value) or _is_block_list(value):
         return "\n" + yaml_text(value, indent + 2)
-    return f" {_quoted(value)}\n"
+    return f" {_yaml_value(value)}\n"
+
+
+def _yaml_value(value: Any) -> str:
+    """Return a value in one line. YAML 1.1 takes 8e-12 for text: its numbers have a point."""
+    if isinstance(value, float) and math.isfinite(value):
+        mantissa, e, exponent = repr(value).partition("e")
+        return f"{mantissa if '.' in mantissa or not e else mantissa + '.0'}{e}{exponent}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_yaml_value, value))}]"
+    return _quoted(value)
 
 
 def _is_block_list(value: Any) -> bool:
