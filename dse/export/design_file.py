@@ -27,6 +27,7 @@ from dse.schema import Field, Schema
 from dse.whatif import evaluate_again
 
 _MOST_BYTES: Final = 256 * 2**20
+_MOST_CHANNEL_GROUPS: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_design(path: str | Path) -> DesignFile:
         )
     try:
         problem = Problem.from_json(document["problem"])
-        schema = Schema(problem, int(document["channel_groups"]))
+        schema = Schema(problem, _channel_groups(document["channel_groups"]))
         arrays = {name: _array(schema, name, knob) for name, knob in document["knobs"].items()}
         design = DesignBatch(schema, arrays, 1)
         chosen = Chosen(
@@ -103,6 +104,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{str(path)!r} holds no table, but {type(document).__name__}")
     return document
+
+
+def _channel_groups(value: Any) -> int:
+    # A schema has an entry for each: an absurd number would fill the memory before anything else is checked.
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_CHANNEL_GROUPS:
+        raise UserError(f"channel_groups={value!r} is not a whole number from 1 to {_MOST_CHANNEL_GROUPS}")
+    return value
 
 
 def _put_null(document: Any, path: list[str]) -> None:
