@@ -18,7 +18,7 @@ analytical.py   the hardware cost model "analytical": one of the two, by the pro
 simulator.py    the hardware cost model "simulated": an accelerator tile by tile; trace.py: its timeline
 simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams.py: vector work; machine.py: the DRAM
                 port and the units that they go through
-outside/        tools of the field, run in their own process, to check single matrix products against, and files for them
+outside/        tools of the field, run in their own process, to check matrix products against, and files for them
 prior.py        the quality cost model "prior": published tables, with intervals
 """
 

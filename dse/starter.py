@@ -92,7 +92,7 @@ study = Study(
     scenario=Scenario({shown}),
     # {kind}; dse hardware lists the catalogue, a TOML file of your own works too.
     hardware={_quoted(answers.hardware)},
-    # What may vary; every other knob keeps its reference value. dse knobs lists them all, docs/studies.md explains per=.
+    # What may vary; other knobs keep their reference value. dse knobs lists them all, docs/studies.md explains per=.
     space=Space(
 {knobs}
     ),

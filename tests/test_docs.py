@@ -67,7 +67,7 @@ def test_from_the_readme_to_a_served_model(tmp_path, monkeypatch, capsys):
     number = None
     for words in commands:
         if words[0] == "run":
-            words = [*words, "--budget", "48", "--executor", "local"]
+            words = [*words, "--trials", "48", "--executor", "local"]
         if words[0] == "front":
             assert run(words) == 0
             capsys.readouterr()

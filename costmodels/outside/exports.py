@@ -1,12 +1,12 @@
 """Files that describe an accelerator and all its matrix products to tools of the field.
 
-SCALE-Sim 3.0.0: configuration, products, layout. ZigZag 3.9.1 and AccelForge 1.0.467 (units: joules, bits per second): a
-folder per pair of operand widths, since the energy of a multiply-accumulate and the registers follow from them. Each
-distinct product stands once, with its count and its widths in ``products.csv``.
+SCALE-Sim 3.0.0: configuration, products, layout. ZigZag 3.9.1 and AccelForge 1.0.467 (units: joules, bits per
+second): a folder per pair of operand widths, since the energy of a multiply-accumulate and the registers follow from
+them. Each distinct product stands once, with its count and its widths in ``products.csv``.
 
 What the tools are told is what ``dse crosscheck`` runs, see :mod:`costmodels.outside.scalesim` and
-:mod:`costmodels.outside.zigzag`. AccelForge needs Python 3.12 and was not run on these files: they keep to the fields of its
-published examples.
+:mod:`costmodels.outside.zigzag`. AccelForge needs Python 3.12 and was not run on these files: they keep to the fields
+of its published examples.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class ZigZagFiles(_Files):
         return zigzag.not_expressible(layers, products)
 
     def _files(self, layers: Layers, products: Mapping[str, Layer], head: str) -> dict[str, str]:
-        files = {}
+        files: dict[str, str] = {}
         for folder, group in _by_widths(products).items():
             first = next(iter(group.values()))
             documents = {
@@ -169,7 +169,7 @@ class AccelForgeFiles(_Files):
 
 
 def _nodes(layers: Layers, layer: Layer) -> list[tuple[str, dict[str, Any]]]:
-    """Return the nodes from the DRAM to the multiply-accumulate unit; energies per bit, throughputs in bits per second."""
+    """Return the nodes from the DRAM to the multiply-accumulate unit; energies per bit, bits per second."""
     stays, along_rows, along_cols = _SHARED[layers.dataflow]
     costs, dram = layers.constants(), 8 * layers.dram_bytes_per_s
     bits = {"input": layer.bits[0], "weight": layer.bits[1], "output": float(zigzag.SUM_BITS)}

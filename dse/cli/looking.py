@@ -156,7 +156,7 @@ def evaluate(
 ) -> None:
     """Evaluate one design: what if MODEL ran on HARDWARE with these knobs, or the design document FILE once more.
 
-    A document's metrics come out as they were recorded, bit for bit; where they do not (exit code 1), what differs is told.
+    A document's metrics come out as recorded, bit for bit; where they do not, what differs is told (exit code 1).
     """
     if file is not None:
         if model or hardware or settings:
@@ -164,7 +164,9 @@ def evaluate(
         _evaluate_document(file, as_json)
         return
     if not model or not hardware:
-        raise UserError("evaluate what?", "give FILE, or --model and --hardware; 'dse models' and 'dse hardware' list them")
+        raise UserError(
+            "evaluate what?", "give FILE, or --model and --hardware; 'dse models' and 'dse hardware' list them"
+        )
     from dse.hardware import read_hardware
     from dse.model import read_model
     from dse.problem import TARGET, Problem

@@ -12,8 +12,8 @@ from dse.errors import UserError
 
 _SHELLS: Final = ("bash", "zsh", "fish")
 _INSTALL: Final = {
-    "bash": 'echo \'eval "$(dse completion bash)"\' >> ~/.bashrc',
-    "zsh": 'echo \'eval "$(dse completion zsh)"\' >> ~/.zshrc',
+    "bash": "echo 'eval \"$(dse completion bash)\"' >> ~/.bashrc",
+    "zsh": "echo 'eval \"$(dse completion zsh)\"' >> ~/.zshrc",
     "fish": "dse completion fish > ~/.config/fish/completions/dse.fish",
 }
 

@@ -6,8 +6,8 @@
     vllm.py       vllm serve: command and YAML
     kv.py, differences.py, plain.py    what they share: widths of the cache, sentences on what is missing, text formats
 
-Whole studies: ``tables.py`` (CSV, Parquet), ``report.py`` (Markdown, HTML), ``optuna_storage.py``. :mod:`dse.export.files`
-puts files on disk.
+Whole studies: ``tables.py`` (CSV, Parquet), ``report.py`` (Markdown, HTML), ``optuna_storage.py``.
+:mod:`dse.export.files` puts files on disk.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Our own document: everything about a design, self-contained, for archives and for tools that read JSON or TOML.
 
-It holds the problem with model, request and hardware in full (a catalogue may change, a document does not), every knob at
-its finest level, the metrics with intervals, basis and fidelity, and where all that comes from. Its layout is the JSON
-Schema ``dse/export/schemas/design-1.json``. :mod:`dse.export.design_file` reads it back, and ``dse evaluate FILE`` gives
-the same metrics again, bit for bit, as long as the cost models have not changed.
+It holds the problem with model, request and hardware in full (a catalogue may change, a document does not), every
+knob at its finest level, the metrics with intervals, basis and fidelity, and where all that comes from. Its layout is
+the JSON Schema ``dse/export/schemas/design-1.json``. :mod:`dse.export.design_file` reads it back, and ``dse evaluate
+FILE`` gives the same metrics again, bit for bit, as long as the cost models have not changed.
 
-The hardware is that of the design: where a study chooses among devices, ``design_hash`` is the design's in its study, and
-``content_hash`` is the design's in the problem as it stands here.
+The hardware is that of the design: where a study chooses among devices, ``design_hash`` is the design's in its study,
+and ``content_hash`` is the design's in the problem as it stands here.
 """
 
 from __future__ import annotations

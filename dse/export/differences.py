@@ -1,7 +1,8 @@
 """What a format cannot say, in sentences that name every module they are about.
 
-Paths that differ in block numbers or in their last parts are drawn together: ``model.layers.{0-3,7}.mlp.{gate,up}_proj``
-would be too clever to read back, so only whole parts are: ``model.layers.{0-3,7}.{mlp.gate_proj,mlp.up_proj}``.
+Paths that differ in block numbers or in their last parts are drawn together:
+``model.layers.{0-3,7}.mlp.{gate,up}_proj`` would be too clever to read back, so only whole parts are:
+``model.layers.{0-3,7}.{mlp.gate_proj,mlp.up_proj}``.
 """
 
 from __future__ import annotations

@@ -37,4 +37,6 @@ def one_width(chosen: Chosen, role: str, known: Collection[int], format_name: st
     if widths <= {given}:
         return given, []
     listed = ", ".join(map(str, sorted(widths)))
-    return given, [f"{format_name} has one width for the whole cache: {given} bits for keys and values of {listed} bits"]
+    return given, [
+        f"{format_name} has one width for the whole cache: {given} bits for keys and values of {listed} bits"
+    ]

@@ -1,7 +1,7 @@
 """JSON types as text of three kinds: JSON, TOML and YAML; and the words that files of all kinds say about themselves.
 
-TOML has no null: keys that hold one are left out, which readers of ours take for the same. YAML is written with all text
-quoted as in JSON, so nothing in a name can be read as anything else.
+TOML has no null: keys that hold one are left out, which readers of ours take for the same. YAML is written with all
+text quoted as in JSON, so nothing in a name can be read as anything else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The front of a study as a report for people: Markdown, or one HTML file with its figures inside.
 
-HTML: no script, nothing from elsewhere (a content policy in the page says so too), all text escaped; every figure has its
-table. Markdown: text cells lose what Markdown reads as markup. Figures show each pair of objectives, the front over all
-feasible designs.
+HTML: no script, nothing from elsewhere (a content policy in the page says so too), all text escaped; every figure has
+its table. Markdown: text cells lose what Markdown reads as markup. Figures show each pair of objectives, the front
+over all feasible designs.
 """
 
 from __future__ import annotations

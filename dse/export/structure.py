@@ -1,13 +1,13 @@
-"""Pruned widths as configurations that model code reads: transformers' ``per_layer_config`` and Nemotron's ``block_configs``.
+"""Pruned widths as model code reads them: transformers' ``per_layer_config``, Nemotron's ``block_configs``.
 
-Both speak of decoders alone. Transformers (5.23) takes an ``intermediate_size`` per layer, not a number of query heads;
-dropped blocks shorten ``num_hidden_layers``, and layers count those that are left. Its Llama reads such a configuration and
-cannot build the model from it yet.
+Both speak of decoders alone. Transformers (5.23) takes an ``intermediate_size`` per layer, not a number of query
+heads; dropped blocks shorten ``num_hidden_layers``, and layers count those that are left. Its Llama reads such a
+configuration and cannot build the model from it yet.
 
-``block_configs`` (DeciLM, Nemotron-NAS; read by vLLM and llama.cpp) gives each block an ``ffn_mult`` x, from which the width
-follows as 2/3 x hidden rounded down, then up to a multiple of 256, and ``no_op`` for what a block leaves out, so blocks keep
-their numbers. Its ``n_heads_in_group`` changes key-value heads and keeps all query heads: pruning of query heads is not what
-it says.
+``block_configs`` (DeciLM, Nemotron-NAS; read by vLLM and llama.cpp) gives each block an ``ffn_mult`` x, from which
+the width follows as 2/3 x hidden rounded down, then up to a multiple of 256, and ``no_op`` for what a block leaves
+out, so blocks keep their numbers. Its ``n_heads_in_group`` changes key-value heads and keeps all query heads: pruning
+of query heads is not what it says.
 """
 
 from __future__ import annotations
@@ -116,13 +116,11 @@ class BlockConfigs(_Structure):
         if not isinstance(hidden, int) or not isinstance(heads, int):
             raise UserError(f"{model.name}: its config has no hidden_size or num_attention_heads, which blocks rest on")
         per_group = heads // int(part.get("num_key_value_heads") or heads)
-        configs = []
+        configs: list[dict[str, dict[str, Any]]] = []
         for block in blocks:
             if _is_dropped(block, left):
-                nothing = {"no_op": True, "replace_with_linear": False}
-                configs.append(
-                    {"attention": nothing | {"n_heads_in_group": None}, "ffn": nothing | {"ffn_mult": None}}
-                )
+                nothing: dict[str, Any] = {"no_op": True, "replace_with_linear": False}
+                configs.append({"attention": nothing | {"n_heads_in_group": None}, "ffn": nothing | {"ffn_mult": None}})
                 continue
             width = left.channels["decoder", block.index]
             rounded = intermediate_size(ffn_mult(width, hidden), hidden)

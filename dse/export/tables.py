@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_table(
-    results: Results, path: Path, kind: str, *, front_only: bool = False, overwrite: bool = False
-) -> int:
+def write_table(results: Results, path: Path, kind: str, *, front_only: bool = False, overwrite: bool = False) -> int:
     """Write all designs, or those of the front, whole or not at all, and return how many.
 
     A spreadsheet reads a cell that begins with =, +, - or @ as a formula: in CSV such text gets an apostrophe in front.

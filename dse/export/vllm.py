@@ -1,11 +1,12 @@
 """vLLM: the command and the YAML that serve a design (vllm serve MODEL --config vllm.yaml).
 
-They say how it is served: parallelism, batch, context, cache, images, drafter. Which weights are how wide stands in the
-checkpoint (``dse export --to compressed-tensors``), so MODEL is the path of the compressed checkpoint.
+They say how it is served: parallelism, batch, context, cache, images, drafter. Which weights are how wide stands in
+the checkpoint (``dse export --to compressed-tensors``), so MODEL is the path of the compressed checkpoint.
 
-Experts: vLLM spreads them over all tensor- and data-parallel devices or over none. Cache: FP8 for one width of 8 bits.
-Images: processors of the Qwen2-VL kind bound the area, so the design's image becomes the pair of bounds under which the
-request's image comes out at the design's size. The processor rounds in its own way: whether one area gives that size is tried.
+Experts: vLLM spreads them over all tensor- and data-parallel devices or over none. Cache: FP8 for one width of 8
+bits. Images: processors of the Qwen2-VL kind bound the area, so the design's image becomes the pair of bounds under
+which the request's image comes out at the design's size. The processor rounds in its own way: whether one area gives
+that size is tried.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def interpreter():
-    """Environment variable -> the interpreter that it names; a skip, which CI turns into a failure, where it does not."""
+    """Environment variable -> the interpreter that it names; a skip (in CI a failure) where it names none."""
 
     def named(variable):
         if not os.environ.get(variable):

@@ -1,7 +1,7 @@
 """AutoRound: ``quantization_config`` with one width for most modules and ``extra_config`` for the others.
 
-The keys of ``extra_config`` are regular expressions over module names; 16 bits leave a module alone. Its packing has 2, 3, 4
-and 8 bits.
+The keys of ``extra_config`` are regular expressions over module names; 16 bits leave a module alone. Its packing has
+2, 3, 4 and 8 bits.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 r"""llama.cpp: the ``llama-quantize`` command that gives each tensor of a GGUF file its type.
 
-Types by width: 2 bits Q2_K, 3 Q3_K, 4 Q4_K, 6 Q6_K, 8 Q8_0, 16 F16. K-types hold blocks of 256 inputs; where these do not
-divide a row, the next type with blocks of 32 stands in (Q4_1, Q8_0), and F16 where those do not either. Scales are the
-types' own: bits per weight, scales included, are those of the gguf package's table (Q4_K 4.5), not the design's group size.
+Types by width: 2 bits Q2_K, 3 Q3_K, 4 Q4_K, 6 Q6_K, 8 Q8_0, 16 F16. K-types hold blocks of 256 inputs; where these do
+not divide a row, the next type with blocks of 32 stands in (Q4_1, Q8_0), and F16 where those do not either. Scales
+are the types' own: bits per weight, scales included, are those of the gguf package's table (Q4_K 4.5), not the
+design's group size.
 
-``--tensor-type`` takes a regular expression that is searched in a tensor's name. ``--prune-layers`` drops blocks first and
-numbers the others anew, so the patterns count the blocks that are left. Encoders and projectors live in a file of their own
-(mmproj), and the router is never quantised.
+``--tensor-type`` takes a regular expression that is searched in a tensor's name. ``--prune-layers`` drops blocks
+first and numbers the others anew, so the patterns count the blocks that are left. Encoders and projectors live in a
+file of their own (mmproj), and the router is never quantised.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ class LlamaCpp(WeightFormat):
             kind, _, bits = _type_of(layer, scheme)
             if kind != _TYPES[scheme.bits][0][0]:
                 wanted, block, _ = _TYPES[scheme.bits][0]
-                reason = f"blocks of {block} do not divide the inputs: {kind} for {wanted}, {bits} bits for {scheme.bits}"
+                reason = (
+                    f"blocks of {block} do not divide the inputs: {kind} for {wanted}, {bits} bits for {scheme.bits}"
+                )
                 planned.differences.add(reason, layer.path)
             rows.append((layer, Scheme(bits, PLAIN_BITS, 0, bits < PLAIN_BITS)))
         return Plan(rows, planned.differences)

@@ -1,8 +1,8 @@
 """GPTQModel: ``quantize_config.json`` with one width for most modules and ``dynamic`` for the others.
 
-The keys of ``dynamic`` are regular expressions: "-:" in front leaves modules alone, "+:" changes what the base says. vLLM
-matches them against the names of fused modules too, so these are in the patterns. GPTQModel quantises the blocks of the
-decoder, and the head where ``lm_head`` is set; kernels exist for 2, 3, 4 and 8 bits.
+The keys of ``dynamic`` are regular expressions: "-:" in front leaves modules alone, "+:" changes what the base says.
+vLLM matches them against the names of fused modules too, so these are in the patterns. GPTQModel quantises the blocks
+of the decoder, and the head where ``lm_head`` is set; kernels exist for 2, 3, 4 and 8 bits.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The one table that every format of quantised weights is written from: module -> bits, group size, zero points.
 
-A row is a module with a weight that the design keeps, at the sizes that pruning leaves. What a format can hold is stated
-by :class:`Ability`, and :func:`plan` lays the table over it: each row gets the :class:`Scheme` that the format will say,
-and where that is not the design's, the reason goes into a sentence. A width that a format lacks becomes the next wider one
-that it has: never fewer bits than the design asks for.
+A row is a module with a weight that the design keeps, at the sizes that pruning leaves. What a format can hold is
+stated by :class:`Ability`, and :func:`plan` lays the table over it: each row gets the :class:`Scheme` that the format
+will say, and where that is not the design's, the reason goes into a sentence. A width that a format lacks becomes the
+next wider one that it has: never fewer bits than the design asks for.
 
 Serving engines load some projections as one (query, key and value; gate and up; the experts of a layer) and refuse
 files in which they differ. A format for such engines gives each of them the widest width among its parts.
@@ -272,9 +272,7 @@ def plan(chosen: Chosen, role: str, ability: Ability) -> Plan:
         if bits < PLAIN_BITS and form.zero_points and not zero_points:
             differences.add("the format has no zero points: symmetric", layer.path)
         plain = bits >= PLAIN_BITS
-        rows.append(
-            (layer, Scheme(bits, acts, 0 if plain else group_size, zero_points and not plain))
-        )
+        rows.append((layer, Scheme(bits, acts, 0 if plain else group_size, zero_points and not plain)))
     if ability.fuses:
         rows = _fused(rows, differences)
     return Plan(rows, differences)

@@ -1,8 +1,9 @@
 """ModelOpt: ``hf_quant_config.json`` with an algorithm per layer, as TensorRT-LLM and vLLM read it.
 
 Algorithms by (weight bits, activation bits): W4A16_AWQ (4, 16), W4A8_AWQ (4, 8), NVFP4 (4, 4, in groups of 16), W8A16
-(8, 16) and FP8 (8, 8). All are symmetric. Layers stand under their transformers names, experts under the module that holds
-them; layers that are not quantised stand in ``exclude_modules``. The readers want the producer's name, "modelopt".
+(8, 16) and FP8 (8, 8). All are symmetric. Layers stand under their transformers names, experts under the module that
+holds them; layers that are not quantised stand in ``exclude_modules``. The readers want the producer's name,
+"modelopt".
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 r"""Regular expressions that match exactly the modules they stand for, under every name that tools give them.
 
 A checkpoint, transformers and vLLM name one module in different ways: ``model.layers.3`` of an older checkpoint of a
-vision-language model is ``model.language_model.layers.3`` to transformers and ``language_model.model.layers.3`` to vLLM. A
-pattern therefore leaves open which wrappers stand in front, and is strict about the rest. Experts are one tensor to
-transformers and a module each to checkpoints, in some families under names of their own.
+vision-language model is ``model.language_model.layers.3`` to transformers and ``language_model.model.layers.3`` to
+vLLM. A pattern therefore leaves open which wrappers stand in front, and is strict about the rest. Experts are one
+tensor to transformers and a module each to checkpoints, in some families under names of their own.
 
-Modules that differ only in block and leaf go into one pattern where that stays exact; ``\d+`` stands for the blocks only if
-all blocks that have the leaf are meant.
+Modules that differ only in block and leaf go into one pattern where that stays exact; ``\d+`` stands for the blocks
+only if all blocks that have the leaf are meant.
 """
 
 from __future__ import annotations

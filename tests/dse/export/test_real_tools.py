@@ -1,9 +1,10 @@
 """Exports loaded by the libraries that they are for. Needs the ``torch`` extra.
 
-compressed-tensors and torchao lay the file over the model that transformers builds from the same config (on no memory), and
-each layer's width is read off the module. gguf's own table of names says whether our tensor names are its. AutoRound's and
-transformers' configuration classes read theirs. GPTQModel, ModelOpt, llm-compressor and vLLM have no light package: their files
-are read by rules in test_weights.py and checked against schemas in test_schemas.py.
+compressed-tensors and torchao lay the file over the model that transformers builds from the same config (on no
+memory), and each layer's width is read off the module. gguf's own table of names says whether our tensor names are
+its. AutoRound's and transformers' configuration classes read theirs. GPTQModel, ModelOpt, llm-compressor and vLLM
+have no light package: their files are read by rules in test_weights.py and checked against schemas in
+test_schemas.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Formats of quantised weights: what a file says of each module, read as its tool would, is the design or is listed.
 
-The readers here follow the tools' own rules of matching and know nothing of how the files were written. What they find is
-compared with the arrays of the design.
+The readers here follow the tools' own rules of matching and know nothing of how the files were written. What they
+find is compared with the arrays of the design.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from dse import catalogue
 from dse.errors import NameUnknown, UserError
 from dse.export.differences import drawn_together, spread
-from dse.export.weights.layers import layers
 from dse.export.weights.gguf import tensors
+from dse.export.weights.layers import layers
 from dse.protocols import Exported
 
 MODELS = ["llava-1.5-7b", "qwen2.5-vl-3b", "qwen2.5-coder-7b", "mixtral-8x7b", "deepseek-v2-lite"]
@@ -134,7 +134,11 @@ def names(path, model_type):
     found = {path}
     if path.startswith("model.language_model."):
         rest = path.removeprefix("model.language_model.")
-        found |= {f"language_model.model.{rest}", f"model.{rest}"} if "qwen" in model_type else {f"language_model.model.{rest}"}
+        found |= (
+            {f"language_model.model.{rest}", f"model.{rest}"}
+            if "qwen" in model_type
+            else {f"language_model.model.{rest}"}
+        )
     if path.startswith("model.visual."):
         found.add(path.removeprefix("model."))
     if path.startswith("model.vision_tower."):
@@ -219,7 +223,9 @@ def test_llama_cpp_types_are_the_design_or_are_listed(random_design, model, seed
         # Blocks are numbered anew after pruning.
         for tensor in tensors(layer):
             name = f"blk.{numbers.index(layer.module.block)}.{tensor}.weight"
-            hits = {kind for kind, pattern in [(k, p) for p, k in [(a, b) for a, b in types]] if re.search(pattern, name)}
+            hits = {
+                kind for kind, pattern in [(k, p) for p, k in [(a, b) for a, b in types]] if re.search(pattern, name)
+            }
             assert len(hits) == 1, (name, hits)
             assert GGUF_BITS[hits.pop()] == expected[layer.path][0] or layer.path in told
             seen += 1
