@@ -29,9 +29,10 @@ from costmodels.breakdown import Ledger
 from costmodels.chip import ENDS, Chip, Events
 from costmodels.fused_designs import AskedPhase, n_forms
 from costmodels.fusion import Partitioner, check_given, form_edges
-from costmodels.groups import N_GROUP_PLANES, VECTOR_OPS, Ask, make_room
+from costmodels.groups import N_GROUP_PLANES, VECTOR_OPS, Ask
 from costmodels.latency import BAND, request_times
 from costmodels.passes import ARRAY_S, N_PLANES, TRAFFIC_S, run_fused_pass, run_pass
+from costmodels.rowplan import make_room
 from costmodels.schedule import Schedule
 from costmodels.tables import Gemms, class_of
 from costmodels.totals import (

@@ -45,7 +45,7 @@ from costmodels.systolic import (
     OUTPUT_STATIONARY,
     PLAIN_BYTES,
     WEIGHT_STATIONARY,
-    Chips,
+    OneChip,
     Pace,
     element_cycles,
     floor,
@@ -66,20 +66,6 @@ class Visits(NamedTuple):
     whole_last: float
     last_whole: float
     last_last: float
-
-
-class OneChip(NamedTuple):
-    """The chip of one design, see :class:`~costmodels.systolic.Chips`."""
-
-    rows: float
-    cols: float
-    cores: float
-    stays: int
-    is_scalable: int
-    sram_bytes: float
-    freq_hz: float
-    dram_bytes_per_s: float
-    lanes: float
 
 
 class Work(NamedTuple):
@@ -182,8 +168,8 @@ def _folds(m: float, k: float, n: float, stays: int, p: Pace) -> tuple[float, fl
 
 @njit(cache=True)
 def run_attentions(
-    i: int, runs: np.ndarray, t: Attentions, sizes: np.ndarray, at: int, p: Products, b: Bound, c: Chips,
-    asked_q: float, asked_kv: float, lanes: float, is_cached: np.ndarray,
+    i: int, runs: np.ndarray, t: Attentions, sizes: np.ndarray, at: int, p: Products, b: Bound, chip: OneChip,
+    asked_q: float, asked_kv: float, is_cached: np.ndarray,
     totals: np.ndarray, held: np.ndarray, planes: np.ndarray,
 ) -> None:  # fmt: skip
     """Run the attentions that design i fuses, whose product sizes are ``sizes[:, at]``, and enter them.
@@ -192,19 +178,14 @@ def run_attentions(
         i: the design.
         runs: whether it fuses each, shape (attentions,).
         t: the attentions.
-        sizes, at, p, b, c: its products and its chip.
+        sizes, at, p, b, chip: its products and its chip.
         asked_q, asked_kv: its tiles, 0 where the model chooses.
-        lanes: of its vector unit.
         is_cached: whether keys and values of a product count as cache; others count as activations.
         totals, held, planes: as for :func:`costmodels.passes.run_fused_pass`.
     """
     score, value, label, leader, rows_at = t.score, t.value, t.label, t.leader, p.rows
     is_causal, is_chunked, is_windowed, is_latent = t.is_causal, t.is_chunked, t.is_windowed, t.is_latent
     lengths = b.per_sequence[i]
-    chip = OneChip(
-        c.rows[i], c.cols[i], c.cores[i], c.stays[i], c.is_scalable[i], c.sram_bytes[i], c.freq_hz[i],
-        c.dram_bytes_per_s[i], lanes,
-    )  # fmt: skip
     for x in range(len(score)):
         js, jv = score[x], value[x]
         if not runs[x] or sizes[COUNT, at, js] <= 0.0 or sizes[COUNT, at, jv] <= 0.0:

@@ -23,8 +23,9 @@ import numpy as np
 from costmodels.chip import Chip
 from costmodels.fused_tables import listed_tables
 from costmodels.fusion import GIVEN, Edge, Partitioner, leaf_of
-from costmodels.groups import N_GROUP_PLANES, Ask, make_room
+from costmodels.groups import N_GROUP_PLANES, Ask
 from costmodels.passes import N_PLANES, run_fused_pass
+from costmodels.rowplan import make_room
 from costmodels.totals import ACTIVATION_BYTES, KV_BYTES, SECONDS, WEIGHT_BYTES
 from costmodels.vector_costs import VectorCoefficients
 from costmodels.workload import PhaseSizes, Workload

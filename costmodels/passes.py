@@ -20,7 +20,7 @@ from numba import njit
 
 from costmodels.attention import run_attentions
 from costmodels.fused_tables import Attentions, RowGroups
-from costmodels.groups import Ask, Room, run_groups
+from costmodels.groups import Ask, run_groups
 from costmodels.mapper import MOST_CUTS, best_tiles
 from costmodels.products import (
     A_BITS,
@@ -37,7 +37,8 @@ from costmodels.products import (
     Widths,
     size_design,
 )
-from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, element_cycles, pace, run_product
+from costmodels.rowplan import Room
+from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, element_cycles, one_chip, pace, run_product
 from costmodels.totals import (
     ACTIVATION_BYTES,
     ELEMENT_CYCLES,
@@ -116,10 +117,10 @@ def run_fused_pass(
     for i in range(n_designs):
         size_design(p, b, w, i, sizes, 0)
         _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, room, ask.skipped[i])
-        lanes = ask.lanes[i]
-        run_groups(i, ask.mask[i], g, sizes, 0, p, b, c, lanes, scratch, totals, held, group_planes)
+        chip = one_chip(c, i, ask.lanes[i])
+        run_groups(i, ask.mask[i], g, sizes, 0, p, b, chip, scratch, totals, held, group_planes)
         q, kv, runs = ask.tile_q[i], ask.tile_kv[i], ask.attention[i]
-        run_attentions(i, runs, t, sizes, 0, p, b, c, q, kv, lanes, is_cached, totals, held, group_planes)
+        run_attentions(i, runs, t, sizes, 0, p, b, chip, q, kv, is_cached, totals, held, group_planes)
     return totals
 
 
