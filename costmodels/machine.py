@@ -31,8 +31,8 @@ N_TIMES: Final = _SCALARS + 5 * MOST_SLICES
 LONG_AGO: Final = -1e300
 
 # Sums: time in which a unit works; bytes read and written; what the unit waited for; spare time of the port behind the
-# last read; bytes, among those read, that came while the operator before had time to spare; steps; time of the array and
-# of the vector unit, which in groups work beside each other.
+# last read; bytes, among those read, that came while the operator before had time to spare; steps; time of the array
+# and of the vector unit, which in groups work beside each other.
 BUSY, READ_BYTES, WRITE_BYTES, READ_WAIT_S, WRITE_WAIT_S, SPARE_S, AHEAD_BYTES, N_STEPS, ARRAY_S, VECTOR_S = range(10)
 N_SUMS: Final = 10
 

@@ -12,8 +12,8 @@ Where memory has room for a second tile of scores, scores of the next pair run b
 the array works while the lanes do; else one pair is through before the next begins.
 
 DRAM: keys and values of a visit, and queries of a block with its first visit, are loaded in equal parts while the array
-works on the visit before, into the place of the one before that; where keys and values stay on chip, with the first
-block alone. Results of a query tile are written once they are divided. Equal attentions follow each other.
+works on the visit before, into the place of the one before that; where keys and values stay on chip, once
+in all. Results of a query tile are written once they are divided. Equal attentions follow each other.
 
 Limits: cores share the folds of one product, as outside of groups, so where a pair of tiles has fewer folds than there
 are cores some are idle; the closed form shares out all pairs. Beyond 8,192 pairs, neighbouring key tiles are one item.
@@ -132,13 +132,15 @@ def write_pairs(plan: AttentionPlan, score: Pace, value: Pace, c: OneChip, ops: 
         one = plan.main if which == 0 else plan.rest
         size, tile_q, tile_kv = min(plan.block, one.n_q), min(plan.tile_q, one.n_q), min(plan.tile_kv, one.n_kv)
         for _ in range(int(one.times)):
-            row = 0.0
+            row, here = 0.0, -1  # the last key tile that is on chip to stay
             while row < one.n_q:
                 past = min(row + size, one.n_q)
                 first, last = _seen(one, plan.window, row, past, tile_kv)
                 for x in range(first, last + 1, stride):
                     upto = min(x + stride - 1, last)
-                    loads = min((upto + 1) * tile_kv, one.n_kv) - x * tile_kv if row == 0.0 or not plan.stays else 0.0
+                    new = max(x, here + 1) if plan.stays else x
+                    loads = max(0.0, min((upto + 1) * tile_kv, one.n_kv) - new * tile_kv)
+                    here = max(here, upto)
                     queries = (past - row) * plan.heads * plan.dk * PLAIN_BYTES if x == first else 0.0
                     visit = visits[n_visits]
                     visit[SCORES_AT], visit[VALUES_AT] = arrays[0] + 1.0, -1.0

@@ -129,7 +129,7 @@ def simulate_design(
         c.rows[i], c.cols[i], c.cores[i], c.stays[i], c.freq_hz[i], c.dram_bytes_per_s[i], c.sram_bytes[i]
     )  # fmt: skip
     asked = Tiles(c.tile_m[i], c.tile_n[i], c.tile_k[i], c.at_m[i], c.at_n[i], c.at_k[i])
-    is_free = min(asked.m, asked.n, asked.k) <= 0.0 or asked.at_m < 0.0
+    is_mapped = min(asked.m, asked.n, asked.k) <= 0.0 or asked.at_m < 0.0
     chip = one_chip(c, i, loads.lanes[i])
     t, kept, known = np.empty(N_TIMES), np.empty((N_LEVELS, N_TIMES + N_SUMS)), no_known()
     group_at, attention_at = _leaders(i, fused, len(order.kind))
@@ -158,7 +158,7 @@ def simulate_design(
             wide, width = sizes[WIDE, i, col], sizes[HELD, i, col]
             meets = pace(a.rows, a.cols, a.stays, c.is_scalable[i], a_bits, width, wide)
             key[0], key[1], key[2], key[3], key[4], key[5], key[6] = m, k, n, a_bits, b_bytes, wide, width
-            if is_free:
+            if is_mapped:
                 tiles = known_tiles(known, i, m, k, n, a_bits, b_bytes, wide, width, meets, a.rows, a.sram_bytes, asked)
             else:
                 tiles = Tiles(min(asked.m, m), min(asked.n, n), min(asked.k, k), asked.at_m, asked.at_n, asked.at_k)
