@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -55,10 +55,7 @@ from dse.designs import DesignBatch
 from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
 from dse.problem import Problem
-from dse.protocols import Breakdown
-
-if TYPE_CHECKING:
-    from costmodels.best_fusion import BestFusion
+from dse.protocols import BestFusion, Breakdown
 
 # Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
 # second-level cache; compiled passes have none of them, and larger chunks spread the cost of a call.
@@ -213,6 +210,12 @@ class AcceleratorEvaluator:
         from costmodels.best_fusion import best_fusion
 
         return best_fusion(self.workload, Chip(self.hardware, batch), batch, phase, component, block, objective)
+
+    def best_fusions(self, batch: DesignBatch, objective: str) -> list[BestFusion]:
+        """Return the best partition of each kind of block, as :meth:`best_fusion` does."""
+        from costmodels.best_fusion import best_fusions
+
+        return best_fusions(self.workload, Chip(self.hardware, batch), batch, objective)
 
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
         n = len(batch)

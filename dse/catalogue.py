@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from dse.errors import UserError, unknown
-from dse.protocols import Calibrator, CostModel, Exporter, OutsideTool, Proposer, Tracer
+from dse.protocols import Calibrator, CostModel, Exporter, Fuser, OutsideTool, Proposer, Tracer
+
+_T = TypeVar("_T")
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
@@ -93,17 +95,21 @@ def cost_model(name: str) -> CostModel:
     return model
 
 
+def _first(capability: type[_T], what: str) -> _T:
+    for name in sorted(listing("cost model")):
+        model = _load("cost model", name)
+        if isinstance(model, capability):
+            return model
+    raise UserError(f"no cost model {what}", "'dse doctor' shows which are installed")
+
+
 def calibrator() -> Calibrator:
     """Return the first cost model, by name, that takes measurements of devices.
 
     Raises:
         UserError: none does.
     """
-    for name in sorted(listing("cost model")):
-        model = _load("cost model", name)
-        if isinstance(model, Calibrator):
-            return model
-    raise UserError("no cost model takes measurements of devices", "'dse doctor' shows which are installed")
+    return _first(Calibrator, "takes measurements of devices")
 
 
 def tracer() -> Tracer:
@@ -112,11 +118,16 @@ def tracer() -> Tracer:
     Raises:
         UserError: none does.
     """
-    for name in sorted(listing("cost model")):
-        model = _load("cost model", name)
-        if isinstance(model, Tracer):
-            return model
-    raise UserError("no cost model draws designs over time", "'dse doctor' shows which are installed")
+    return _first(Tracer, "draws designs over time")
+
+
+def fuser() -> Fuser:
+    """Return the first cost model, by name, that finds which operators to fuse.
+
+    Raises:
+        UserError: none does.
+    """
+    return _first(Fuser, "finds which operators to fuse")
 
 
 def proposer(name: str) -> Proposer:
