@@ -209,7 +209,7 @@ def best_fusions(workload: Workload, chip: Chip, batch: DesignBatch, objective: 
 def _kind(graph: Graph, component: str, block: int) -> tuple[object, ...]:
     """Return what makes two blocks alike."""
     return tuple(
-        (leaf_of(op), replace(op, name="", block=-1, inputs=()))
+        (leaf_of(op), replace(op, name="", module="", block=-1, inputs=()))
         for op in graph.ops
         if (op.component, op.block) == (component, block)
     )
