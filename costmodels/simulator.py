@@ -47,7 +47,7 @@ from dse.model import Graph, Model, Op, OpKind
 from dse.problem import Problem
 from dse.protocols import Breakdown, Evaluator
 
-VERSION: Final = "1"
+VERSION: Final = "2"
 
 WAITS: Final = (
     "array_utilisation_ratio", "vector_utilisation_ratio", "dram_utilisation_ratio", "read_wait_s", "write_wait_s",
