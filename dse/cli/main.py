@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "show": "dse.cli.looking",
     "evaluate": "dse.cli.looking",
     "fuse": "dse.cli.fusing",
+    "plot": "dse.cli.plotting",
     "export": "dse.cli.exchanging",
     "import": "dse.cli.exchanging",
     "crosscheck": "dse.cli.crosscheck",

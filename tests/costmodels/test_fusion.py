@@ -348,7 +348,9 @@ def test_the_command_line_prints_what_a_study_takes(capsys):
         passes = 7 if block["phase"] == "decode" else 1
         saved += passes * len(block["blocks"]) * (block["unfused_dram_bytes"] - block["dram_bytes"])
     plain = Problem(
-        {"target": read_model("smolvlm-256m")}, Scenario(prompt_tokens=64, output_tokens=8), read_hardware("npu-template")
+        {"target": read_model("smolvlm-256m")},
+        Scenario(prompt_tokens=64, output_tokens=8),
+        read_hardware("npu-template"),
     )
     fusion = {name: [tuple(edge) for edge in edges] for name, edges in found["fusion"].items()}
     before, after = (
