@@ -81,7 +81,7 @@ class AttentionPlan(NamedTuple):
     """How an attention runs.
 
     Attributes:
-        count: attentions that are alike.
+        number: attentions that are alike.
         main, rest: what each is made of.
         heads, dk, dv: query heads that share keys, and features of queries and of values.
         window: positions that a row sees.
@@ -91,7 +91,7 @@ class AttentionPlan(NamedTuple):
         stays: whether all keys and values stay on chip while the blocks pass.
     """
 
-    count: float
+    number: float
     main: Work
     rest: Work
     heads: float
@@ -303,7 +303,7 @@ def _run_pairs(
     js: int, jv: int, sizes: np.ndarray, at: int, c: OneChip, plan: AttentionPlan, length: float, is_cached: bool
 ) -> GroupRan:
     """Return what a tiled attention does."""
-    dk, dv, count, heads, cached = plan.dk, plan.dv, plan.count, plan.heads, plan.cached
+    dk, dv, count, heads, cached = plan.dk, plan.dv, plan.number, plan.heads, plan.cached
     main, rest, tile_q, tile_kv = plan.main, plan.rest, plan.tile_q, plan.tile_kv
     rows, cols, cores, stays = c.rows, c.cols, c.cores, c.stays
     paces = (

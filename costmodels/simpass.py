@@ -285,7 +285,7 @@ def _run_attention(
     plan = plan_attention(x, f.attentions, sizes, i, chip, length, f.ask.tile_q[i], f.ask.tile_kv[i])
     score_pace, value_pace = _pace(sizes, i, score, chip), _pace(sizes, i, value, chip)
     items = write_pairs(plan, score_pace, value_pace, chip, (op, f.softmax[x, 0], f.softmax[x, 1]))
-    _run_copies(items, items, plan.count, 1, False, True, chip, log, at, t, kept, found)
+    _run_copies(items, items, plan.number, 1, False, True, chip, log, at, t, kept, found)
     return plan.held
 
 

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from dse.errors import UserError, unknown
 from dse.protocols import Calibrator, CostModel, Exporter, Fuser, OutsideTool, Plotter, Proposer, Tracer
-
-_T = TypeVar("_T")
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
@@ -96,7 +94,7 @@ def cost_model(name: str) -> CostModel:
     return model
 
 
-def _first(capability: type[_T], what: str) -> _T:
+def _first(capability: Any, what: str) -> Any:
     for name in sorted(listing("cost model")):
         model = _load("cost model", name)
         if isinstance(model, capability):
@@ -110,7 +108,8 @@ def calibrator() -> Calibrator:
     Raises:
         UserError: none does.
     """
-    return _first(Calibrator, "takes measurements of devices")
+    found: Calibrator = _first(Calibrator, "takes measurements of devices")
+    return found
 
 
 def tracer() -> Tracer:
@@ -119,7 +118,8 @@ def tracer() -> Tracer:
     Raises:
         UserError: none does.
     """
-    return _first(Tracer, "draws designs over time")
+    found: Tracer = _first(Tracer, "draws designs over time")
+    return found
 
 
 def fuser() -> Fuser:
@@ -128,7 +128,8 @@ def fuser() -> Fuser:
     Raises:
         UserError: none does.
     """
-    return _first(Fuser, "finds which operators to fuse")
+    found: Fuser = _first(Fuser, "finds which operators to fuse")
+    return found
 
 
 def proposer(name: str) -> Proposer:

@@ -335,7 +335,7 @@ def test_more_memory_never_makes_the_best_partition_worse():
 
 
 def test_the_command_line_prints_what_a_study_takes(capsys):
-    """dse fuse: the partition of each kind of block, with what it saves and holds; a study accepts it and saves that."""
+    """The partition of each kind of block, what it saves and holds; a problem that takes it saves as much."""
     arguments = ["fuse", "--model", "smolvlm-256m", "--hardware", "npu-template", "--sram", "4 MiB", "--images", "0"]
     arguments += ["--prompt-tokens", "64", "--output-tokens", "8", "--json"]
     assert dse(arguments) == 0
