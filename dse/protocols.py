@@ -156,6 +156,48 @@ class Tracer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class BestFusion:
+    """The best legal partition of the blocks of a component that are alike, and what it costs one of them.
+
+    Attributes:
+        phase, component: where the blocks run.
+        blocks: their indices.
+        fusion: groups of edges, as a study takes them.
+        dram_bytes, seconds: of one pass of a block.
+        unfused_dram_bytes, unfused_seconds: the same where every operator runs alone.
+        held_bytes: on-chip memory that the largest group holds, 0 where nothing is fused.
+    """
+
+    phase: str
+    component: str
+    blocks: Sequence[int]
+    fusion: Mapping[str, Sequence[tuple[str, str]]]
+    dram_bytes: float
+    seconds: float
+    unfused_dram_bytes: float
+    unfused_seconds: float
+    held_bytes: float
+
+
+@runtime_checkable
+class Fuser(Protocol):
+    """A cost model that finds which operators to fuse; a capability beside :class:`CostModel`."""
+
+    def best_fusions(self, problem: Problem, design: DesignBatch, by: str) -> Sequence[BestFusion]:
+        """Return the best fusion of each kind of block in each phase.
+
+        Args:
+            problem: what the design is for.
+            design: a batch of one row; its on-chip memory is the budget.
+            by: "bytes" or "time": what is to be least.
+
+        Raises:
+            UserError: hardware without operators to fuse.
+        """
+        ...
+
+
 # ---------------------------------------------------------------------------------------------- proposers
 
 

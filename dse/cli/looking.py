@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dse.cli.output import db_option, emit, json_option, read_size
+from dse.cli.asking import design_options, problem_of, settings_of
+from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,47 +128,16 @@ def _verdict(record: dict[str, Any]) -> str:
 @click.command(
     epilog="Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8"
 )
-@click.option("--model", required=True, help="Catalogue name, or path of a config.json.")
-@click.option("--hardware", required=True, help="Catalogue name, or path of a TOML file.")
-@click.option("--set", "settings", multiple=True, metavar="KNOB=VALUE", help="A knob's value; repeatable.")
-@click.option("--prompt-tokens", type=int, default=128, show_default=True)
-@click.option("--output-tokens", type=int, default=128, show_default=True)
-@click.option("--images", type=int, help="Images per request.  [default: 1 if the model takes images]")
-@click.option("--image-px", default="1024x1024", show_default=True, metavar="WxH", help="Size of an image in pixels.")
-@click.option("--audio-s", type=float, help="Seconds of audio.  [default: 30 if the model takes audio]")
-@click.option("--batch", type=int, default=1, show_default=True, help="Requests that run together.")
+@design_options
 @json_option
-def evaluate(
-    model: str,
-    hardware: str,
-    settings: tuple[str, ...],
-    prompt_tokens: int,
-    output_tokens: int,
-    images: int | None,
-    image_px: str,
-    audio_s: float | None,
-    batch: int,
-    as_json: bool,
-) -> None:
+def evaluate(settings: tuple[str, ...], as_json: bool, **asked: Any) -> None:
     """Evaluate one design: what if MODEL ran on HARDWARE with these knobs."""
-    from dse.hardware import read_hardware
-    from dse.model import read_model
-    from dse.problem import TARGET, Problem
     from dse.results import metric_records
-    from dse.scenario import Scenario
     from dse.whatif import evaluate_design
 
-    read = read_model(model)
-    scenario = Scenario(
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        images=int(read.image_rule is not None) if images is None else images,
-        image_px=read_size(image_px),
-        audio_s=(30.0 if read.audio_rule is not None else 0.0) if audio_s is None else audio_s,
-        batch=batch,
-    )
-    problem = Problem({TARGET: read}, scenario, read_hardware(hardware))
-    chosen, parts = evaluate_design(problem, _settings(settings))
+    problem = problem_of(**asked)
+    read, scenario = problem.target, problem.scenario
+    chosen, parts = evaluate_design(problem, settings_of(settings))
     reason = chosen.metrics.reason(0)
     if as_json:
         emit(
@@ -181,16 +151,6 @@ def evaluate(
         click.echo(f"{read.name} on {problem.hardware.name}: {reason or 'feasible'}")
         _print_metrics(chosen.metrics)
         _print_breakdown(parts if not reason else [])
-
-
-def _settings(settings: tuple[str, ...]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise UserError(f"--set {text!r} is not KNOB=VALUE", "e.g. --set weight_bits=4 or --set decoder/k_bits=8")
-        values[name.strip()] = value.strip()
-    return values
 
 
 def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
