@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
 from dse.space import BoundSpace, row_keys
+
+if TYPE_CHECKING:
+    from dse.results import Results
 
 # ---------------------------------------------------------------------------------------------- cost models
 
@@ -149,6 +152,48 @@ class Tracer(Protocol):
 
         Raises:
             UserError: a design that cannot run or be drawn, or no such phase.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BestFusion:
+    """The best legal partition of the blocks of a component that are alike, and what it costs one of them.
+
+    Attributes:
+        phase, component: where the blocks run.
+        blocks: their indices.
+        fusion: groups of edges, as a study takes them.
+        dram_bytes, seconds: of one pass of a block.
+        unfused_dram_bytes, unfused_seconds: the same where every operator runs alone.
+        held_bytes: on-chip memory that the largest group holds, 0 where nothing is fused.
+    """
+
+    phase: str
+    component: str
+    blocks: Sequence[int]
+    fusion: Mapping[str, Sequence[tuple[str, str]]]
+    dram_bytes: float
+    seconds: float
+    unfused_dram_bytes: float
+    unfused_seconds: float
+    held_bytes: float
+
+
+@runtime_checkable
+class Fuser(Protocol):
+    """A cost model that finds which operators to fuse; a capability beside :class:`CostModel`."""
+
+    def best_fusions(self, problem: Problem, design: DesignBatch, by: str) -> Sequence[BestFusion]:
+        """Return the best fusion of each kind of block in each phase.
+
+        Args:
+            problem: what the design is for.
+            design: a batch of one row; its on-chip memory is the budget.
+            by: "bytes" or "time": what is to be least.
+
+        Raises:
+            UserError: hardware without operators to fuse.
         """
         ...
 
@@ -374,6 +419,34 @@ class Exporter(Protocol):
 
     def export(self, chosen: Chosen) -> Exported:
         """Return the files; touches no file system itself."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+@runtime_checkable
+class Plotter(Protocol):
+    """Draws stored studies into files.
+
+    Attributes:
+        kinds: what it can draw.
+    """
+
+    kinds: tuple[str, ...]
+
+    def draw(self, results: Results, kind: str, options: Mapping[str, str], suffix: str) -> bytes:
+        """Return a figure as a file's content.
+
+        Args:
+            results: the study.
+            kind: one of :attr:`kinds`.
+            options: what to draw, by name; each kind has defaults.
+            suffix: ending of the file, which says its format (".html").
+
+        Raises:
+            UserError: a kind, option or format that it has not, or nothing to draw.
+        """
         ...
 
 

@@ -30,11 +30,7 @@ def evaluate_design(
     Raises:
         UserError: an unknown knob, or a value that it cannot have.
     """
-    if values:
-        space = Space({path: Choice(value) for path, value in values.items()}).bind(problem)
-    else:
-        # A space varies something; with nothing set, vary a knob that every problem has over its one value.
-        space = BoundSpace(Space(batch=Choice(problem.scenario.batch)), Schema(problem))
+    space = _space_of(problem, values)
     evaluation = Evaluation(space, cost_models)
     design: DesignBatch = space.decode(space.reference_codes())
     shown = space.values(space.reference_codes())[0] if values else {}
@@ -60,3 +56,21 @@ def _evaluated(evaluation: Evaluation, chosen: Chosen) -> tuple[Chosen, list[Bre
     ]
     made = replace(chosen, metrics=MetricBatch.join(groups), cost_models=used)
     return made, evaluation.breakdown(chosen.design)
+
+
+def design_of(problem: Problem, values: Mapping[str, Value]) -> DesignBatch:
+    """Return one design, a batch of one row.
+
+    Args:
+        problem: what it is for.
+        values: as for :func:`evaluate_design`.
+    """
+    space = _space_of(problem, values)
+    return space.decode(space.reference_codes())
+
+
+def _space_of(problem: Problem, values: Mapping[str, Value]) -> BoundSpace:
+    if values:
+        return Space({path: Choice(value) for path, value in values.items()}).bind(problem)
+    # A space varies something; with nothing set, vary a knob that every problem has over its one value.
+    return BoundSpace(Space(batch=Choice(problem.scenario.batch)), Schema(problem))

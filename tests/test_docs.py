@@ -60,7 +60,7 @@ def test_every_exporter_is_documented():
 
 def test_from_the_readme_to_a_served_model(tmp_path, monkeypatch, capsys):
     """The commands of the README as they stand, with fewer designs and a design that the front really has."""
-    (block,) = [b for b in blocks("README.md", "") if b.startswith("dse new")]
+    (block,) = re.findall(r"```\n(dse new .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     commands = [re.split(r"\s{2,}", line)[0].split()[1:] for line in block.splitlines()]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DSE_DB", str(tmp_path / "readme.db"))

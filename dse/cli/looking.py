@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dse.cli.output import db_option, emit, json_option, read_size
+from dse.cli.asking import design_options, problem_of, settings_of
+from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
 from dse.text import printable
 
@@ -130,6 +131,7 @@ def _verdict(record: dict[str, Any]) -> str:
 Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8
          dse evaluate medical-vqa-edge-17.json"""
 )
+<<<<<<< HEAD
 @click.argument("file", type=click.Path(), required=False)
 @click.option("--model", help="Catalogue name, or path of a config.json.")
 @click.option("--hardware", help="Catalogue name, or path of a TOML file.")
@@ -170,21 +172,18 @@ def evaluate(
     from dse.hardware import read_hardware
     from dse.model import read_model
     from dse.problem import TARGET, Problem
+=======
+@design_options
+@json_option
+def evaluate(settings: tuple[str, ...], as_json: bool, **asked: Any) -> None:
+    """Evaluate one design: what if MODEL ran on HARDWARE with these knobs."""
+>>>>>>> main
     from dse.results import metric_records
-    from dse.scenario import Scenario
     from dse.whatif import evaluate_design
 
-    read = read_model(model)
-    scenario = Scenario(
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        images=int(read.image_rule is not None) if images is None else images,
-        image_px=read_size(image_px),
-        audio_s=(30.0 if read.audio_rule is not None else 0.0) if audio_s is None else audio_s,
-        batch=batch,
-    )
-    problem = Problem({TARGET: read}, scenario, read_hardware(hardware))
-    chosen, parts = evaluate_design(problem, _settings(settings))
+    problem = problem_of(**asked)
+    read, scenario = problem.target, problem.scenario
+    chosen, parts = evaluate_design(problem, settings_of(settings))
     reason = chosen.metrics.reason(0)
     if as_json:
         emit(
@@ -200,6 +199,7 @@ def evaluate(
         _print_breakdown(parts if not reason else [])
 
 
+<<<<<<< HEAD
 def _evaluate_document(file: str, as_json: bool) -> None:
     from dse.export.design_file import evaluated, read_design
     from dse.results import metric_records
@@ -237,6 +237,8 @@ def _settings(settings: tuple[str, ...]) -> dict[str, str]:
     return values
 
 
+=======
+>>>>>>> main
 def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
     from dse.results import show_knob
     from dse.text import table

@@ -25,6 +25,8 @@ _COMMANDS: Final = {
     "front": "dse.cli.looking",
     "show": "dse.cli.looking",
     "evaluate": "dse.cli.looking",
+    "fuse": "dse.cli.fusing",
+    "plot": "dse.cli.plotting",
     "export": "dse.cli.exchanging",
     "formats": "dse.cli.exchanging",
     "import": "dse.cli.exchanging",
