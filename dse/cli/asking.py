@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from dse.problem import Problem
 
 _OPTIONS: Final = (
-    click.option("--model", required=True, help="Catalogue name, or path of a config.json."),
-    click.option("--hardware", required=True, help="Catalogue name, or path of a TOML file."),
+    click.option("--model", help="Catalogue name, or path of a config.json."),
+    click.option("--hardware", help="Catalogue name, or path of a TOML file."),
     click.option("--set", "settings", multiple=True, metavar="KNOB=VALUE", help="A knob's value; repeatable."),
     click.option("--prompt-tokens", type=int, default=128, show_default=True),
     click.option("--output-tokens", type=int, default=128, show_default=True),
@@ -34,8 +34,8 @@ def design_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def problem_of(
-    model: str,
-    hardware: str,
+    model: str | None,
+    hardware: str | None,
     prompt_tokens: int,
     output_tokens: int,
     images: int | None,
@@ -46,8 +46,11 @@ def problem_of(
     """Return the problem that the options describe.
 
     Raises:
-        UserError: no such model or hardware, or a request that cannot be.
+        UserError: no model or hardware, none of that name, or a request that cannot be.
     """
+    if not model or not hardware:
+        missing = " and ".join(f"--{n}" for n, given in (("model", model), ("hardware", hardware)) if not given)
+        raise UserError(f"{missing} is missing: which design is it?", "'dse models' and 'dse hardware' list both")
     from dse.hardware import read_hardware
     from dse.model import read_model
     from dse.problem import TARGET, Problem

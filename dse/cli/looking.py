@@ -131,53 +131,19 @@ def _verdict(record: dict[str, Any]) -> str:
 Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8
          dse evaluate medical-vqa-edge-17.json"""
 )
-<<<<<<< HEAD
 @click.argument("file", type=click.Path(), required=False)
-@click.option("--model", help="Catalogue name, or path of a config.json.")
-@click.option("--hardware", help="Catalogue name, or path of a TOML file.")
-@click.option("--set", "settings", multiple=True, metavar="KNOB=VALUE", help="A knob's value; repeatable.")
-@click.option("--prompt-tokens", type=int, default=128, show_default=True)
-@click.option("--output-tokens", type=int, default=128, show_default=True)
-@click.option("--images", type=int, help="Images per request.  [default: 1 if the model takes images]")
-@click.option("--image-px", default="1024x1024", show_default=True, metavar="WxH", help="Size of an image in pixels.")
-@click.option("--audio-s", type=float, help="Seconds of audio.  [default: 30 if the model takes audio]")
-@click.option("--batch", type=int, default=1, show_default=True, help="Requests that run together.")
+@design_options
 @json_option
-def evaluate(
-    file: str | None,
-    model: str | None,
-    hardware: str | None,
-    settings: tuple[str, ...],
-    prompt_tokens: int,
-    output_tokens: int,
-    images: int | None,
-    image_px: str,
-    audio_s: float | None,
-    batch: int,
-    as_json: bool,
-) -> None:
+def evaluate(file: str | None, settings: tuple[str, ...], as_json: bool, **asked: Any) -> None:
     """Evaluate one design: what if MODEL ran on HARDWARE with these knobs, or the design document FILE once more.
 
     A document's metrics come out as recorded, bit for bit; where they do not, what differs is told (exit code 1).
     """
     if file is not None:
-        if model or hardware or settings:
+        if asked["model"] or asked["hardware"] or settings:
             raise UserError("FILE says all about its design", "leave out --model, --hardware and --set")
         _evaluate_document(file, as_json)
         return
-    if not model or not hardware:
-        raise UserError(
-            "evaluate what?", "give FILE, or --model and --hardware; 'dse models' and 'dse hardware' list them"
-        )
-    from dse.hardware import read_hardware
-    from dse.model import read_model
-    from dse.problem import TARGET, Problem
-=======
-@design_options
-@json_option
-def evaluate(settings: tuple[str, ...], as_json: bool, **asked: Any) -> None:
-    """Evaluate one design: what if MODEL ran on HARDWARE with these knobs."""
->>>>>>> main
     from dse.results import metric_records
     from dse.whatif import evaluate_design
 
@@ -199,7 +165,6 @@ def evaluate(settings: tuple[str, ...], as_json: bool, **asked: Any) -> None:
         _print_breakdown(parts if not reason else [])
 
 
-<<<<<<< HEAD
 def _evaluate_document(file: str, as_json: bool) -> None:
     from dse.export.design_file import evaluated, read_design
     from dse.results import metric_records
@@ -227,18 +192,6 @@ def _evaluate_document(file: str, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _settings(settings: tuple[str, ...]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise UserError(f"--set {text!r} is not KNOB=VALUE", "e.g. --set weight_bits=4 or --set decoder/k_bits=8")
-        values[name.strip()] = value.strip()
-    return values
-
-
-=======
->>>>>>> main
 def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
     from dse.results import show_knob
     from dse.text import table
