@@ -46,11 +46,11 @@ def problem_of(
     """Return the problem that the options describe.
 
     Raises:
-        UserError: no model or hardware, none of that name, or a request that cannot be.
+        UsageError: no model or hardware.
+        UserError: none of that name, or a request that cannot be.
     """
     if not model or not hardware:
-        missing = " and ".join(f"--{n}" for n, given in (("model", model), ("hardware", hardware)) if not given)
-        raise UserError(f"{missing} is missing: which design is it?", "'dse models' and 'dse hardware' list both")
+        raise click.UsageError(f"Missing option '--{'hardware' if model else 'model'}'.")
     from dse.hardware import read_hardware
     from dse.model import read_model
     from dse.problem import TARGET, Problem

@@ -77,8 +77,8 @@ def _ask(question: str, usual: str, option: str, ask: bool) -> str:
 
 @click.command(
     epilog="""\b
-Example: eval "$(dse completion bash)"            completion in this shell
-         dse completion fish > ~/.config/fish/completions/dse.fish"""
+Example: dse completion fish > ~/.config/fish/completions/dse.fish
+         eval "$(dse completion bash)"            completion in this shell"""
 )
 @click.argument("shell", type=click.Choice(_SHELLS))
 def completion(shell: str) -> None:

@@ -275,7 +275,7 @@ def test_bad_input_is_refused_in_words(stored, tmp_path, capsys):
         (["export", name, str(feasible), "--to", "design", "--out", "/proc/nope", "--db", db], "cannot be written"),
         (["export", name, str(tmp_path / "no" / "x.md"), "--to", "markdown", "--db", db], "does not exist"),
         (["export", name, str(tmp_path), "--to", "html", "--overwrite", "--db", db], "is a folder"),
-        (["evaluate"], "--model and --hardware is missing"),
+        (["evaluate"], "Missing option '--model'"),
         (["evaluate", str(tmp_path / "none.json")], "cannot be read"),
         (["new", "x\ny", "--model", "qwen2.5-0.5b", "--hardware", "l4"], "no name for a study"),
         (["new", "x"], "--model"),
