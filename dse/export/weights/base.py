@@ -58,6 +58,8 @@ class WeightFormat(ABC):
         """Return the files, and what they do not say."""
         planned = self.plan(chosen)
         missing, notes = beyond(chosen, self.covers, self.role)
+        if "block_keep" not in self.covers and any(layer.is_dropped for layer in layers(chosen, self.role)):
+            notes.append("blocks are dropped: names count those of the unpruned checkpoint")
         more, hints = self.remarks(chosen, planned)
         missing = [*planned.differences.sentences(), *more, *missing]
         notes = [*hints, *notes]
