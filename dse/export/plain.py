@@ -16,6 +16,8 @@ from dse.protocols import Chosen
 
 STATEMENT: Final = "mfm_dse"
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+_BARE_YAML_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_YAML_WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 _LINE: Final = 200
 
 
@@ -95,13 +97,23 @@ def _is_block_list(value: Any) -> bool:
 
 
 def _yaml_key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) and not key.isdigit() else _quoted(key)
+    return key if _BARE_YAML_KEY.fullmatch(key) and key.lower() not in _YAML_WORDS else _quoted(key)
 
 
 def _quoted(value: Any) -> str:
-    # JSON's escapes are those of TOML and YAML, apart from DEL, which JSON leaves and TOML refuses.
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
-    return text.replace("\x7f", "\\u007f")
+    """Return a plain value, or an empty list or table, as both TOML and YAML read it."""
+    if not isinstance(value, str):
+        return json.dumps(value, allow_nan=False)
+    # JSON's own escapes would write characters beyond 16 bits as two halves, which neither of the two takes.
+    return f'"{"".join(map(_escaped, value))}"'
+
+
+def _escaped(c: str) -> str:
+    if c in '"\\':
+        return f"\\{c}"
+    if c.isprintable():
+        return c
+    return f"\\u{ord(c):04x}" if ord(c) <= 0xFFFF else f"\\U{ord(c):08x}"
 
 
 def statement(chosen: Chosen, exporter: str, missing: Iterable[str], notes: Iterable[str]) -> dict[str, Any]:
