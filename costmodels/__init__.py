@@ -47,8 +47,8 @@ EXPORTERS: Final = {
 
 # Compiled modules, each after those that it calls.
 _COMPILED: Final = (
-    "products", "sums", "systolic", "mapper", "groups", "attention", "passes",
-    "machine", "tilesim", "streams", "simpass",
+    "products", "sums", "systolic", "mapper", "rowplan", "groups", "attention", "passes",
+    "machine", "tilesim", "streams", "simgroups", "simattention", "simpass",
 )  # fmt: skip
 
 
