@@ -111,6 +111,13 @@ class SurrogateEvaluator:
             basis=dict.fromkeys(self.metrics, self._kind),
         )
 
+    def summed_loss(self, batch: DesignBatch) -> np.ndarray:
+        """Return the sums of KL before the calibration curve, plus what the prior adds, shape (n,)."""
+        laid = self._lay(batch.schema)
+        parts = [one.knob.sums(unique_rows(batch[k])[:, one.columns]) for k, one in laid.items()]
+        beside = self._beside(batch)
+        return Sums.total(parts, len(batch)).kl + (0.0 if beside is None else beside.values["quality_loss"])
+
     def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
         """Return the loss by component and choice, in proportion to what each adds to the sum of KL."""
         labels: list[tuple[str, str, str, str]] = []

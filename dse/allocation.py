@@ -1,6 +1,7 @@
 """Optimal maps: which value each place takes so that the whole loses least within a budget.
 
-The multiple-choice knapsack: place i takes exactly one choice c, with loss l_ic and cost w_ic; tied places take the same.
+The multiple-choice knapsack: place i takes exactly one choice c, with loss l_ic and cost w_ic; tied places take the
+same.
 
     minimise  sum l_ic x_ic    so that  sum_c x_ic = 1,  sum w_ic x_ic <= budget,  x binary
 
