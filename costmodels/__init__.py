@@ -20,6 +20,8 @@ simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams
                 port and the units that they go through
 outside/        tools of the field, run in their own process, to check matrix products against, and files for them
 prior.py        the quality cost model "prior": published tables, with intervals
+surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
+                losses.py: sums over places; calibrated.py: from sums to the loss of a design, with intervals
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
     "prior": "costmodels.prior:Prior",
     "simulated": "costmodels.simulator:Simulated",
+    "surrogate": "costmodels.surrogate:Surrogate",
 }
 
 OUTSIDE_TOOLS: Final = {

@@ -103,6 +103,15 @@ class CostModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Additive(Protocol):
+    """An evaluator whose losses are a monotone curve of a sum over places; a capability beside :class:`Evaluator`."""
+
+    def summed_loss(self, batch: DesignBatch) -> np.ndarray:
+        """Return the sum that stands under the curve, in nats, shape (n,): what allocation adds up."""
+        ...
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Constants fitted to a table of measurements.

@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "model": "dse.cli.catalogs",
     "hardware": "dse.cli.catalogs",
     "calibrate": "dse.cli.calibrating",
+    "allocate": "dse.cli.allocating",
     "knobs": "dse.cli.catalogs",
     "db": "dse.cli.upkeep",
     "doctor": "dse.cli.catalogs",

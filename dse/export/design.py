@@ -16,13 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from dse.designs import DesignBatch
+from dse.entries import Entry
 from dse.errors import unknown
 from dse.export.plain import json_text, toml_text
 from dse.knobs import Scope
 from dse.problem import Problem
 from dse.protocols import Chosen, Exported
 from dse.results import metric_records
-from dse.schema import Entry, Field, Schema, value_of
+from dse.schema import Field, Schema, value_of
 
 FORMAT: Final = "mfm-dse/design/1"
 _KINDS: Final = ("json", "toml")
