@@ -19,6 +19,7 @@ simulator.py    the hardware cost model "simulated": an accelerator tile by tile
 simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams.py: vector work; machine.py: the DRAM
                 port and the units that they go through
 outside/        tools of the field, run in their own process, to check single matrix products against
+measured/       the quality cost model "measured": the real model, in PyTorch; measures quality profiles
 prior.py        the quality cost model "prior": published tables, with intervals
 """
 
@@ -30,6 +31,7 @@ from typing import Final
 
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
+    "measured": "costmodels.measured.cost_model:Measured",
     "prior": "costmodels.prior:Prior",
     "simulated": "costmodels.simulator:Simulated",
 }

@@ -8,5 +8,6 @@ bench.py        what a configuration costs: divergence from the full model, and 
 plan.py         what is measured, in which order; random configurations
 profiling.py    a profile, measurement by measurement
 estimates.py    what weights and gradients alone say: the heuristic kind
+hashing.py      content of files
 cost_model.py   the quality cost model "measured"
 """

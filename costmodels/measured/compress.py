@@ -125,8 +125,8 @@ def _compressed(
     if pruned is not None:
         out[:, torch.from_numpy(pruned).to(out.device)] = 0.0
     # Parts of the output channels as the knob has them: channel c is in part c n / outputs.
-    edges = [-(-part * len(out) // len(bits)) for part in range(len(bits) + 1)]
-    for width, start, stop in zip(bits, edges, edges[1:], strict=False):
+    for part, width in enumerate(bits):
+        start, stop = (-(-edge * len(out) // len(bits)) for edge in (part, part + 1))
         if width < PLAIN_BITS and stop > start:
             out[start:stop] = quantiser.weights(out[start:stop], width)
     out = out.t() if inputs_first else out

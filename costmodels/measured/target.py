@@ -22,7 +22,6 @@ A file is code of the user's own, run as any script of theirs is; weights are re
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -37,6 +36,7 @@ from typing import Any, Final
 
 import torch
 
+from costmodels.measured.hashing import hash_of
 from dse.errors import UserError
 
 IMAGE_KNOBS: Final = ("visual_token_keep", "token_stride", "image_px")
@@ -66,18 +66,6 @@ class Source:
     def parts(self) -> dict[str, str]:
         """Return the parts that are there, by name."""
         return {name: at for name in ("file", "weights", "text") if (at := getattr(self, name))}
-
-
-def hash_of(path: Path) -> str:
-    """Return a hash of a file, or of the files of a folder."""
-    digest = hashlib.blake2b(digest_size=16)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for one in files:
-        digest.update(f"{one.relative_to(path)}\0".encode())
-        with one.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 class Target:

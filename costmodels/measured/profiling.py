@@ -1,0 +1,133 @@
+"""A profile, measurement by measurement: single choices first, then whole configurations.
+
+Nothing is written here; whoever asks for the next measurement keeps it and decides when it is enough.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from costmodels.measured import plan
+from costmodels.measured.bench import Bench, NotFinite
+from costmodels.measured.compress import Settings, resolve
+from costmodels.measured.quantise import Quantiser
+from costmodels.measured.target import Source
+from dse.params import Value
+from dse.profile import Configuration, Measurement, ProfileHeader, QualityProfile, read_group
+from dse.protocols import ProfileOrder
+
+
+class MeasuredProfiling:
+    """A profile of one model to be measured.
+
+    Args:
+        order: what is to be profiled, and how.
+
+    Raises:
+        UserError: a model, file or setting that cannot be.
+    """
+
+    def __init__(self, order: ProfileOrder) -> None:
+        self.order = order
+        self.quantiser = Quantiser(**order.quantiser)
+        self.source = Source(order.file, order.weights, order.text)
+        self.bench = Bench(self.source, order.model, self.quantiser)
+        self.choices = plan.candidates(self.bench.anatomy, self.bench.target.image_knobs, order.values, order.per)
+        self.skipped: list[str] = []
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What cannot be measured, one sentence each."""
+        return [*self.bench.anatomy.notes, *self.skipped]
+
+    @cached_property
+    def header(self) -> ProfileHeader:
+        """The profile's first line."""
+        bench = self.bench
+        return ProfileHeader(
+            model=bench.anatomy.model,
+            kind="measured",
+            modules=bench.anatomy.modules,
+            n_samples=bench.n_samples,
+            seed=self.order.seed,
+            provenance={
+                "software": {"torch": torch.__version__.split("+")[0], "device": bench.target.device.type},
+                "data": {
+                    "samples": bench.n_samples,
+                    "test_samples": sum(len(r.scores) for r in bench._reference("test_samples")),
+                    "own_test_samples": bench.target.has_test_samples,
+                    "base_on_test_samples": bench.metric("test_samples").base,
+                },
+                "quantiser": self.quantiser.to_json(),
+                "target": target_json(self.source, self.order.out),
+            },
+            metric=bench.metric(),
+            total_loss_nats=bench.total_loss_nats,
+            date=self.order.date,
+        )
+
+    @property
+    def n_singles(self) -> int:
+        """Single choices that there are to measure."""
+        return sum(len(values) for by_group in self.choices.values() for values in by_group.values())
+
+    def singles(self, known: Sequence[Measurement]) -> Iterator[Measurement]:
+        """Yield the measurements of single choices that are not known yet, the most telling first."""
+        rows = list(known)
+        done = {(r.group, r.knob, r.value) for r in rows}
+        for stage in (plan.first, lambda choices: plan.rest(choices, rows)):
+            for one in stage(self.choices):
+                if (one.group, one.knob, one.value) in done:
+                    continue
+                try:
+                    figures = self.bench.measure(self.settings({one.knob: {one.group: one.value}}))
+                except NotFinite:
+                    self.skipped.append(f"{one.knob}={one.value} of {one.group or 'the model'}: output not finite")
+                    continue
+                rows.append(Measurement(one.group, one.knob, one.value, figures))
+                yield rows[-1]
+
+    def configurations(self, known: QualityProfile, n: int, n_held_out: int) -> Iterator[Configuration]:
+        """Yield random configurations, measured on the test samples, until there are n and n_held_out of them."""
+        done = {(c.held_out, str(c.map)) for c in known.configurations}
+        for is_held_out, count in ((False, n), (True, n_held_out)):
+            for i in range(count):
+                chosen = plan.draw(self.choices, np.random.default_rng([self.order.seed, int(is_held_out), i]))
+                if not chosen or (is_held_out, str(chosen)) in done:
+                    continue
+                try:
+                    figures = self.bench.measure(self.settings(chosen), "test_samples")
+                except NotFinite:
+                    self.skipped.append("a random configuration: output not finite")
+                    continue
+                yield Configuration(chosen, figures, is_held_out)
+
+    def settings(self, chosen: Mapping[str, Mapping[str, Value]]) -> Settings:
+        """Return a map knob -> group -> value as settings of single places."""
+        modules = self.bench.anatomy.modules
+        groups = {g: read_group(g, modules) for by_group in chosen.values() for g in by_group}
+        return resolve(chosen, groups, {knob: self._entries(knob) for knob in chosen})
+
+    def _entries(self, knob: str) -> Any:
+        return self._places.entries(knob)
+
+    @cached_property
+    def _places(self) -> QualityProfile:
+        return QualityProfile(ProfileHeader("", "measured", self.bench.anatomy.modules, 1, 0, {}))
+
+
+def target_json(source: Source, out: str) -> dict[str, Any]:
+    """Return where the model comes from, as a profile says it: paths from the profile's folder, hashes of content."""
+    folder = Path(out).resolve().parent
+    hashes = source.hashes()
+    return {
+        name: {"path": Path(os.path.relpath(Path(at).resolve(), folder)).as_posix(), "hash": hashes[name]}
+        for name, at in source.parts().items()
+    }
