@@ -107,7 +107,7 @@ class Bench:
     def _measure(self, settings: Settings, split: str) -> Figures:
         references = self._reference(split)
         sums, counts, scores = [], [], []
-        with torch.inference_mode(), self.compressed(settings):
+        with torch.no_grad(), self.compressed(settings):
             for batch, full in zip(self._batches(split), references, strict=True):
                 logits, mask = self.target.forward(batch, **settings.image)
                 if mask.shape != full.mask.shape or not torch.equal(mask, full.mask):
@@ -156,7 +156,7 @@ class Bench:
         if split == "test_samples" and not self.target.has_test_samples:
             split = "samples"
         if split not in self._references:
-            with torch.inference_mode():
+            with torch.no_grad():
                 self._references[split] = [self._full(i, batch) for i, batch in enumerate(self._batches(split))]
         return self._references[split]
 
@@ -190,7 +190,7 @@ class Bench:
 
         hooks = [net.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 for batch in self.target.samples:
                     self.target.forward(batch)
         finally:

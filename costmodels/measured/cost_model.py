@@ -72,6 +72,10 @@ class Measured:
             UserError: no PyTorch, or a model, file or setting that cannot be.
         """
         need_torch()
+        if order.estimate:
+            from costmodels.measured.estimates import EstimatedProfiling
+
+            return EstimatedProfiling(order)
         from costmodels.measured.profiling import MeasuredProfiling
 
         return MeasuredProfiling(order)

@@ -19,6 +19,7 @@ from costmodels.measured.bench import Bench, NotFinite
 from costmodels.measured.compress import Settings, resolve
 from costmodels.measured.quantise import Quantiser
 from costmodels.measured.target import Source
+from dse.canonical import canonical_json
 from dse.params import Value
 from dse.profile import Configuration, Measurement, ProfileHeader, QualityProfile, read_group
 from dse.protocols import ProfileOrder
@@ -95,28 +96,33 @@ class MeasuredProfiling:
                 yield rows[-1]
 
     def configurations(self, known: QualityProfile, n: int, n_held_out: int) -> Iterator[Configuration]:
-        """Yield random configurations, measured on the test samples, until there are n and n_held_out of them."""
-        done = {(c.held_out, str(c.map)) for c in known.configurations}
+        """Yield random configurations of what has been measured, on the test samples, until there are n and n_held_out."""
+        there = {(r.knob, r.group) for r in known.rows}
+        choices = {
+            knob: {group: values for group, values in by_group.items() if (knob, group) in there}
+            for knob, by_group in self.choices.items()
+        }
         for is_held_out, count in ((False, n), (True, n_held_out)):
-            for i in range(count):
-                chosen = plan.draw(self.choices, np.random.default_rng([self.order.seed, int(is_held_out), i]))
-                if not chosen or (is_held_out, str(chosen)) in done:
+            seen = [canonical_json(c.map) for c in known.configurations if c.held_out == is_held_out]
+            for i in range(4 * count):
+                chosen = plan.draw(choices, np.random.default_rng([self.order.seed, int(is_held_out), i]))
+                if len(seen) >= count or not any(choices.values()):
+                    break
+                if not chosen or canonical_json(chosen) in seen:
                     continue
                 try:
                     figures = self.bench.measure(self.settings(chosen), "test_samples")
                 except NotFinite:
                     self.skipped.append("a random configuration: output not finite")
                     continue
+                seen.append(canonical_json(chosen))
                 yield Configuration(chosen, figures, is_held_out)
 
     def settings(self, chosen: Mapping[str, Mapping[str, Value]]) -> Settings:
         """Return a map knob -> group -> value as settings of single places."""
         modules = self.bench.anatomy.modules
         groups = {g: read_group(g, modules) for by_group in chosen.values() for g in by_group}
-        return resolve(chosen, groups, {knob: self._entries(knob) for knob in chosen})
-
-    def _entries(self, knob: str) -> Any:
-        return self._places.entries(knob)
+        return resolve(chosen, groups, {knob: self._places.entries(knob) for knob in chosen})
 
     @cached_property
     def _places(self) -> QualityProfile:
