@@ -210,6 +210,10 @@ class Profiling(Protocol):
         """Yield random configurations that are not known yet, until there are n, and n_held_out held out."""
         ...
 
+    def scores(self, profile: QualityProfile) -> Mapping[str, float]:
+        """Return how well the surrogate predicts the held-out configurations, by name; empty where too few."""
+        ...
+
 
 @runtime_checkable
 class Profiler(Protocol):

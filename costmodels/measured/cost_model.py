@@ -1,11 +1,11 @@
 """The quality cost model "measured": every design is put into the real model and run on the samples.
 
-``measured:PROFILE`` takes model, samples and rounding from a profile's header, so that what is measured is what was
-profiled; their content is checked by its hash. PyTorch is imported when the first design is measured, and results are
+Model, samples and rounding are those of a profile's header (the study's own, or the one of ``measured:PROFILE``), so
+that what is measured is what was profiled; their content is checked by its hash. PyTorch is imported when the first design is measured, and results are
 kept by the canonical map.
 
-quality_loss is KL(full || compressed) per predicted output in nats, accuracy_ratio the part of the full model's metric
-over chance that is left, both on the test samples; intervals hold the sampling noise of 90 % (1.645 standard errors,
+quality_loss is KL(full || compressed) per predicted output in nats, accuracy_ratio the metric over the full
+model's, both on the test samples; intervals hold the sampling noise of 90 % (1.645 standard errors,
 for the accuracy of the metric alone, the full model's being the same samples). What designs choose but the model's
 samples do not tell (an image size that the user's forward does not take) makes a design fail, with the reason.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -58,12 +58,13 @@ class Measured:
             UserError: no profile is named, or its model and samples are not there any more or have changed.
             TableError: the profile is of another model.
         """
-        if not self.profile:
+        profile = read_profile(self.profile) if self.profile else problem.quality.get(TARGET)
+        if profile is None:
             raise UserError(
-                "the measured quality needs a profile: it says where model and samples are",
-                'write cost_models=("analytical", "measured:PROFILE.jsonl"); dse profile makes one',
+                f"the cost model 'measured' needs a profile of {problem.target.name}: it says where model and samples are",
+                'make one with "dse profile" and give Study(quality="FILE.jsonl"), or name it: "measured:FILE.jsonl"',
             )
-        return MeasuredEvaluator(read_profile(self.profile), problem)
+        return MeasuredEvaluator(profile, problem)
 
     def profiling(self, order: ProfileOrder) -> Profiling:
         """Return a profile to be measured.
@@ -113,7 +114,7 @@ class MeasuredEvaluator:
             {
                 "model": VERSION,
                 "problem": problem.content_hash,
-                "target": {name: part["hash"] for name, part in provenance["target"].items()},
+                "target": {name: part["hash"] for name, part in provenance["target"].items() if name != "folder"},
                 "quantiser": provenance["quantiser"],
             }
         )
@@ -131,9 +132,8 @@ class MeasuredEvaluator:
         for row, one in figures.items():
             loss[row], loss_se[row] = one.kl_nats, one.kl_se_nats or 0.0
             score[row], score_se[row] = one.metric, one.metric_se or 0.0
-        metric = self._bench.metric("test_samples")
-        above_chance = metric.base - metric.chance
-        ratio, band = np.maximum((score - metric.chance) / above_chance, 0.0), _Z90 * score_se / above_chance
+        base = self._bench.metric("test_samples").base
+        ratio, band = np.maximum(score / base, 0.0), _Z90 * score_se / base
         return MetricBatch(
             values={"quality_loss": loss, "accuracy_ratio": ratio},
             n=len(batch),
@@ -205,13 +205,17 @@ class MeasuredEvaluator:
             raise UserError(f"not measurable on this model: {'; '.join(wrong[:3])}{more}", "fix these knobs in the space")
 
 
-def _located(target: Mapping[str, Mapping[str, str]], origin: str) -> dict[str, str]:
+def _located(target: Mapping[str, Any], origin: str) -> dict[str, str]:
     """Return where the parts of a target are, their content checked."""
     from costmodels.measured.hashing import hash_of
 
     found: dict[str, str] = {}
     for name, part in target.items():
+        if name == "folder":
+            continue
         path = Path(origin).resolve().parent / part["path"]
+        if not (Path(origin).is_file() and path.exists()):
+            path = Path(target["folder"]) / part["path"]
         if not path.exists():
             raise UserError(
                 f"{origin} was measured on {name} {str(path)!r}, which is not there",

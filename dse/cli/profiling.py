@@ -148,12 +148,13 @@ def _teller(name: str) -> Callable[[str], None]:
 def _report(path: Path, profiling: Profiling, found: QualityProfile, as_json: bool) -> None:
     if sys.stderr.isatty():
         click.echo("", err=True)
-    left = profiling.n_singles - len(found.rows)
+    left, scores = profiling.n_singles - len(found.rows), profiling.scores(found)
     if as_json:
         emit(
             {
                 "profile": str(path), "model": found.header.model, "kind": found.kind, "n_rows": len(found.rows),
                 "n_left": left, "n_configurations": len(found.configurations), "notes": list(profiling.notes),
+                "held_out": dict(scores),
             }
         )  # fmt: skip
         return
@@ -162,5 +163,10 @@ def _report(path: Path, profiling: Profiling, found: QualityProfile, as_json: bo
     worst = sorted(found.rows, key=lambda r: -(r.figures.kl_nats or 0.0))[:5]
     for row in worst:
         click.echo(f"  {row.figures.kl_nats or 0.0:.3g} nats  {row.knob}={row.value}  {row.group or 'the model'}")
+    if scores:
+        score = f", of the score {scores['rank']:.3f} (R2 {scores['r2']:.2f}, mean error {scores['error']:.3f})"
+        click.echo(f"surrogate on {scores['n']:.0f} configurations it never saw: rank correlation of KL "
+                   f"{scores['kl_rank']:.3f}{score if 'rank' in scores else ''}; 90 % intervals hold "
+                   f"{100 * scores.get('coverage_ratio', scores['kl_coverage_ratio']):.0f} %")  # fmt: skip
     for note in profiling.notes:
         click.echo(f"not measured: {note}", err=True)
