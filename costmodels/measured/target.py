@@ -257,6 +257,7 @@ def load_checkpoint(folder: Path) -> torch.nn.Module:
     """
     try:
         import transformers
+        from safetensors import SafetensorError
     except ImportError:
         raise UserError("a checkpoint needs transformers, which is not installed", "pip install 'mfm-dse[torch]'") from None
     config = folder / "config.json"
@@ -278,7 +279,7 @@ def load_checkpoint(folder: Path) -> torch.nn.Module:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         net, said = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded: {error}", "check that config and weights belong together") from error
     if missing := sorted(said["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -190,13 +190,13 @@ _BATCH: Final = 96
 def samples() -> list[Batch]:
     """Return the questions that single choices are measured on."""
     rng = np.random.default_rng(1)
-    return [make_batch(split("profile"), _BATCH, rng) for _ in range(4)]
+    return [make_batch(split("profile"), _BATCH, rng) for _ in range(5)]
 
 
 def test_samples() -> list[Batch]:
     """Return questions about other digits, for whole configurations."""
     rng = np.random.default_rng(2)
-    return [make_batch(split("test"), _BATCH, rng) for _ in range(12)]
+    return [make_batch(split("test"), _BATCH, rng) for _ in range(16)]
 
 
 def evaluate(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
