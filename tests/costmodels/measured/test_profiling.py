@@ -133,7 +133,7 @@ def test_the_command_line(checkpoint, user_file, tmp_path, capsys):
     assert found.header.metric.name == "next token"
     assert found.header.provenance["quantiser"] == {"symmetric": False, "granularity": "group", "group_size": 128}
     found.check_model(read_model(checkpoint))
-    assert run([*arguments, "--symmetric"]) == 2
+    assert run([*arguments, "--symmetric"]) == 1
     assert "provenance.quantiser.symmetric: False -> True" in capsys.readouterr().err
 
 
