@@ -21,6 +21,8 @@ simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams
 outside/        tools of the field, run in their own process, to check single matrix products against
 measured/       the quality cost model "measured": the real model, in PyTorch; measures quality profiles
 prior.py        the quality cost model "prior": published tables, with intervals
+surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
+                losses.py: sums over places; calibrated.py: from sums to the loss of a design, with intervals
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ COST_MODELS: Final = {
     "measured": "costmodels.measured.cost_model:Measured",
     "prior": "costmodels.prior:Prior",
     "simulated": "costmodels.simulator:Simulated",
+    "surrogate": "costmodels.surrogate:Surrogate",
 }
 
 OUTSIDE_TOOLS: Final = {

@@ -103,20 +103,17 @@ def fit_retained(sums: np.ndarray, damages: np.ndarray, retained: np.ndarray, no
     """Return the curve through real configurations.
 
     Args:
-        sums, damages: predicted sums of KL and damage, shape (n,); sums NaN where a profile has no KL, damages NaN where
-            it has no scores of single groups.
+        sums, damages: predicted sums of KL and damage, shape (n,).
         retained: measured retained part, shape (n,).
         noise: standard error of the measured ones.
     """
     room = max(noise, _ROOM)
-    has_kl, has_damage = bool(np.isfinite(sums).all()), bool(np.isfinite(damages).all())
     if len(retained) < LEAST_CONFIGURATIONS:
-        return RetainedCurve(noise=room, witness=1.0 if has_damage else 0.0)
-    factor, exponent = _damage_of_kl(sums, retained) if has_kl else (1.0, 1.0)
-    witnesses = [w for w in _WITNESS if (has_kl or w == 1.0) and (has_damage or w == 0.0)]
-    grids = np.meshgrid(_LEVELS, _POWERS, np.arange(len(witnesses)), indexing="ij")
+        return RetainedCurve(noise=room)
+    factor, exponent = _damage_of_kl(sums, retained)
+    grids = np.meshgrid(_LEVELS, _POWERS, np.arange(len(_WITNESS)), indexing="ij")
     level, power, which = (g.ravel() for g in grids)
-    mixed = np.stack([_mixed(sums, damages, w, factor, exponent) for w in witnesses])
+    mixed = np.stack([_mixed(sums, damages, w, factor, exponent) for w in _WITNESS])
     found = np.exp(-np.exp(level)[:, None] * mixed[which.astype(int)] ** power[:, None])
     error = (found - retained) ** 2
     scale = max(float(np.median(error.min(axis=0))), room**2)
@@ -124,13 +121,12 @@ def fit_retained(sums: np.ndarray, damages: np.ndarray, retained: np.ndarray, no
     best, left_out = _best_and_left_out(error, ridge)
     told = found[left_out, np.arange(len(retained))]
     width = _conformal(np.abs(told - retained) / (room + np.maximum(1.0 - told, 0.0)))
-    chosen = witnesses[int(which[best])]
+    chosen = _WITNESS[int(which[best])]
     return RetainedCurve(float(level[best]), float(power[best]), chosen, factor, exponent, width, room, len(retained))
 
 
 def _mixed(sums: np.ndarray, damages: np.ndarray, w: float, factor: float, exponent: float) -> np.ndarray:
-    own = np.maximum(damages, _TINY) if w > 0 else np.ones(1)
-    told = factor * np.maximum(sums, _TINY) ** exponent if w < 1 else np.ones(1)
+    own, told = np.maximum(damages, _TINY), factor * np.maximum(sums, _TINY) ** exponent
     return np.asarray(own**w * told ** (1 - w))
 
 

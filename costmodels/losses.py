@@ -16,9 +16,9 @@ from numba import njit
 from costmodels.calibrated import KlCurve, RetainedCurve, fit_kl, fit_retained
 from costmodels.prior import ACCURACY_PER_NAT
 from costmodels.sensitivity import MILDEST, Damages, Part, Sensitivity, Tables, scale_of
+from dse.entries import Entry
 from dse.params import Value
 from dse.profile import PLAIN_BITS, PROFILED, Configuration, Group, QualityProfile, read_group
-from dse.schema import Entry
 
 ConfigurationMap = Mapping[str, Mapping[str, Value]]
 

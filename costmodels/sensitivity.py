@@ -39,8 +39,8 @@ from typing import Final
 import numpy as np
 
 from costmodels.prior import ACCURACY_PER_NAT
+from dse.entries import Entry
 from dse.profile import Measurement, QualityProfile
-from dse.schema import Entry
 
 # d ln(loss) / d x: published losses fall 4 to 5 times per bit and as pruned ratio^1.7; the rest is a guess.
 SLOPES: Final = {"bits": -1.39, "keep": -1.7, "stride": -2.0, "px": -2.0}

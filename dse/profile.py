@@ -52,11 +52,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from dse.canonical import content_hash
+from dse.entries import Entry
 from dse.errors import SpaceError, TableError, did_you_mean
 from dse.knobs import KNOBS, Scope
 from dse.model import Model, ModuleKind, Section
 from dse.params import Value
-from dse.schema import Entry
 
 FORMAT: Final = "mfm-dse-profile"
 VERSION: Final = 1

@@ -6,10 +6,11 @@ import json
 import re
 from typing import Any, Final
 
+from dse.entries import Entry
 from dse.knobs import Scope
 from dse.protocols import Chosen, Exported
 from dse.results import metric_records
-from dse.schema import Entry, Field, value_of
+from dse.schema import Field, value_of
 
 FORMAT: Final = "mfm-dse/design/1"
 

@@ -9,8 +9,8 @@ import pytest
 
 
 def blip2():
-    # Tests are collected without packages: a helper beside them is loaded by its path.
-    spec = importlib.util.spec_from_file_location("blip2", Path(__file__).with_name("blip2.py"))
+    path = Path(__file__).parents[1] / "benchmarks" / "blip2.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_blip2", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import gzip
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ THIRDS = {"FIRST": "0", "MIDDLE": "1", "LAST": "2", "ALL": ""}
 NO_EFFECT = ("LLM/attention", "QFORMER/mlp")
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A profile of single groups, and what is measured of mixed maps."""
 
     profile: QualityProfile
