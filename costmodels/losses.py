@@ -218,6 +218,8 @@ class Predictor:
         return found
 
     def _fit(self, configurations: Sequence[Configuration]) -> tuple[KlCurve, RetainedCurve]:
+        if not configurations:
+            return KlCurve(), RetainedCurve()
         sums = self.sums_of([c.map for c in configurations])
         kl = np.array([np.nan if c.figures.kl_nats is None else c.figures.kl_nats for c in configurations])
         has = np.isfinite(kl)
