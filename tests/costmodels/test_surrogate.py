@@ -236,7 +236,7 @@ def test_no_profile_and_a_profile_of_another_model_are_refused():
     problem = small_problem("text", "h100-sxm-80gb")
     with pytest.raises(UserError, match="needs a quality profile of small-text"):
         catalogue.cost_model("surrogate").prepare(problem)
-    with pytest.raises(TableError, match="only in the profile: model.visual"):
+    with pytest.raises(TableError, match=r"only in the profile: model\.visual"):
         replace(problem, quality={"target": small_profile(small_model())})
     with pytest.raises(UserError, match="a profile for the role 'draft'"):
         replace(problem, quality={"draft": small_profile(problem.target)})
