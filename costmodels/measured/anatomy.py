@@ -243,9 +243,7 @@ def named(net: torch.nn.Module, name: str, caches: Mapping[BlockKey, tuple[str, 
             section = Section.HEAD if ahead else Section.STEM
         kind = next((half for half, pattern in _HALVES if owner and pattern.search(leaf)), "")
         modules.append(
-            ProfiledModule(
-                path, component, str(section), block, leaf, kind, n_weights, "" if tied == path else tied
-            )
+            ProfiledModule(path, component, str(section), block, leaf, kind, n_weights, "" if tied == path else tied)
         )
     notes: list[str] = []
     blocks = {

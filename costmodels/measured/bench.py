@@ -74,9 +74,7 @@ class Bench:
                 "check evaluate(logits, batch) and the weights",
             )
         is_binary = bool(((scores == 0) | (scores == 1)).all()) and self.target.evaluates
-        return TaskMetric(
-            self.target.metric_name, base, "max", se, self.target.chance, is_binary=is_binary
-        )
+        return TaskMetric(self.target.metric_name, base, "max", se, self.target.chance, is_binary=is_binary)
 
     @property
     def n_samples(self) -> int:
@@ -169,9 +167,7 @@ class Bench:
                 f"the full model's output for batch {number} is not finite", "load the weights in 32 bits, check them"
             )
         best = logits.argmax(-1)
-        scores = (
-            self.target.evaluate(logits, batch) if self.target.evaluates else torch.ones(len(logits)).double()
-        )
+        scores = self.target.evaluate(logits, batch) if self.target.evaluates else torch.ones(len(logits)).double()
         return _Reference(logits[mask].log_softmax(-1), mask, best, scores)
 
     @cached_property

@@ -133,9 +133,7 @@ def _compressed(
     return out.reshape(full.shape).to(full.dtype).contiguous()
 
 
-def _pruned_columns(
-    anatomy: Anatomy, settings: Settings, scores: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _pruned_columns(anatomy: Anatomy, settings: Settings, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the input columns that each projection loses."""
     found: dict[str, np.ndarray] = {}
     for knob, kind in (("head_keep", "heads"), ("ffn_keep", "channels")):

@@ -1,8 +1,8 @@
 """The quality cost model "measured": every design is put into the real model and run on the samples.
 
 Model, samples and rounding are those of a profile's header (the study's own, or the one of ``measured:PROFILE``), so
-that what is measured is what was profiled; their content is checked by its hash. PyTorch is imported when the first design is measured, and results are
-kept by the canonical map.
+that what is measured is what was profiled; their content is checked by its hash. PyTorch is imported when the first
+design is measured, and results are kept by the canonical map.
 
 quality_loss is KL(full || compressed) per predicted output in nats, accuracy_ratio the metric over the full
 model's, both on the test samples; intervals hold the sampling noise of 90 % (1.645 standard errors,
@@ -61,7 +61,7 @@ class Measured:
         profile = read_profile(self.profile) if self.profile else problem.quality.get(TARGET)
         if profile is None:
             raise UserError(
-                f"the cost model 'measured' needs a profile of {problem.target.name}: it says where model and samples are",
+                f"the cost model 'measured' needs a profile of {problem.target.name}, which says where model and data are",
                 'make one with "dse profile" and give Study(quality="FILE.jsonl"), or name it: "measured:FILE.jsonl"',
             )
         return MeasuredEvaluator(profile, problem)
@@ -87,7 +87,9 @@ def need_torch() -> None:
     try:
         import torch  # noqa: F401
     except ImportError:
-        raise UserError("measuring a model needs PyTorch, which is not installed", "pip install 'mfm-dse[torch]'") from None
+        raise UserError(
+            "measuring a model needs PyTorch, which is not installed", "pip install 'mfm-dse[torch]'"
+        ) from None
 
 
 class MeasuredEvaluator:
@@ -193,7 +195,13 @@ class MeasuredEvaluator:
                  if knob not in target.image_knobs]  # fmt: skip
         wrong += [f"weight_bits of {path}" for path in settings.weight_bits if path not in anatomy.names]
         wrong += [f"act_bits of {path}" for path in settings.act_bits if path not in anatomy.linear]
-        needed = {"k_bits": "keys", "v_bits": "values", "head_keep": "heads", "ffn_keep": "channels", "block_keep": "name"}
+        needed = {
+            "k_bits": "keys",
+            "v_bits": "values",
+            "head_keep": "heads",
+            "ffn_keep": "channels",
+            "block_keep": "name",
+        }
         wrong += [
             f"{knob} of {component} block {index}"
             for knob, by_block in settings.blocks.items()
@@ -202,7 +210,9 @@ class MeasuredEvaluator:
         ]
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise UserError(f"not measurable on this model: {'; '.join(wrong[:3])}{more}", "fix these knobs in the space")
+            raise UserError(
+                f"not measurable on this model: {'; '.join(wrong[:3])}{more}", "fix these knobs in the space"
+            )
 
 
 def _located(target: Mapping[str, Any], origin: str) -> dict[str, str]:
@@ -227,4 +237,3 @@ def _located(target: Mapping[str, Any], origin: str) -> dict[str, str]:
             )
         found[name] = str(path)
     return found
-

@@ -174,9 +174,7 @@ def _predicted(single: Single, pivot: Value, kl: float) -> float:
     return kl
 
 
-def draw(
-    choices: Mapping[str, Mapping[str, Sequence[Value]]], rng: np.random.Generator
-) -> dict[str, dict[str, Value]]:
+def draw(choices: Mapping[str, Mapping[str, Sequence[Value]]], rng: np.random.Generator) -> dict[str, dict[str, Value]]:
     """Return a random configuration: knob -> group -> value, without what is left uncompressed."""
     found: dict[str, dict[str, Value]] = {}
     for family in _FAMILIES:

@@ -102,7 +102,7 @@ class MeasuredProfiling:
                 yield rows[-1]
 
     def configurations(self, known: QualityProfile, n: int, n_held_out: int) -> Iterator[Configuration]:
-        """Yield random configurations of what has been measured, on the test samples, until there are n and n_held_out."""
+        """Yield random configurations of what is measured, on the test samples, until there are n and n_held_out."""
         there = {(r.knob, r.group) for r in known.rows}
         choices = {
             knob: {group: values for group, values in by_group.items() if (knob, group) in there}

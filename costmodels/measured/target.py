@@ -2,7 +2,7 @@
 
 The file is plain Python. It may define
 
-    model() or model(weights)           the full model, a torch.nn.Module; left out, ``weights`` is a Hugging Face folder
+    model() or model(weights)           the full model, a torch.nn.Module; if left out, ``weights`` is a checkpoint
     samples()                           batches to measure on, a list of anything that forward takes
     test_samples()                      other batches, for whole configurations; samples() again if left out
     forward(model, batch)               the logits, shape (n, ..., classes), n samples; or a pair (logits, mask) with a
@@ -83,7 +83,9 @@ class Target:
             if not Path(at).exists():
                 raise UserError(f"there is no {name} {at!r}", "name a file or folder that exists")
         if not (source.file or source.weights):
-            raise UserError("nothing to measure", "name a Python file with model(), samples() and forward(model, batch)")
+            raise UserError(
+                "nothing to measure", "name a Python file with model(), samples() and forward(model, batch)"
+            )
         self.source = source
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._file: ModuleType | None = _load(Path(source.file)) if source.file else None
@@ -259,14 +261,17 @@ def load_checkpoint(folder: Path) -> torch.nn.Module:
         import transformers
         from safetensors import SafetensorError
     except ImportError:
-        raise UserError("a checkpoint needs transformers, which is not installed", "pip install 'mfm-dse[torch]'") from None
+        raise UserError(
+            "a checkpoint needs transformers, which is not installed", "pip install 'mfm-dse[torch]'"
+        ) from None
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{folder} has no config.json", "name the folder of a Hugging Face checkpoint")
     if not list(folder.glob("*.safetensors")):
         others = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
         raise UserError(
-            f"{folder} has a config but no weights" + (f" in safetensors, only {', '.join(others[:3])}" if others else ""),
+            f"{folder} has a config but no weights"
+            + (f" in safetensors, only {', '.join(others[:3])}" if others else ""),
             "download *.safetensors into it" if not others else "convert them: model.save_pretrained(folder)",
         )
     listed = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
@@ -280,7 +285,9 @@ def load_checkpoint(folder: Path) -> torch.nn.Module:
     try:
         net, said = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded: {error}", "check that config and weights belong together") from error
+        raise UserError(
+            f"{folder} cannot be loaded: {error}", "check that config and weights belong together"
+        ) from error
     if missing := sorted(said["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
@@ -297,7 +304,9 @@ def windows(text: Path, folder: Path, *, second: bool) -> list[torch.Tensor]:
     try:
         tokeniser = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} has no tokeniser that can be loaded: {error}", "copy it beside the weights") from error
+        raise UserError(
+            f"{folder} has no tokeniser that can be loaded: {error}", "copy it beside the weights"
+        ) from error
     tokens = torch.tensor(tokeniser(text.read_text(encoding="utf-8"))["input_ids"])
     rows = tokens[: len(tokens) // _WINDOW_TOKENS * _WINDOW_TOKENS].reshape(-1, _WINDOW_TOKENS)[int(second) :: 2]
     if not len(rows):

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +16,7 @@ from dse.cli.output import emit, json_option
 if TYPE_CHECKING:
     from dse.model import Model
     from dse.params import Value
-    from dse.profile import QualityProfile
+    from dse.profile import Measurement, QualityProfile
     from dse.protocols import Profiling
 
 _PLAIN_INTERVAL_S = 10.0
@@ -25,14 +25,24 @@ _PLAIN_INTERVAL_S = 10.0
 @click.command(epilog="Example: dse profile mine.py --weights checkpoint --out mine.jsonl --budget '20 min'")
 @click.argument("file", metavar="[FILE.py]", required=False, default="")
 @click.option("--weights", metavar="FOLDER", default="", help="Checkpoint: a Hugging Face folder, or what FILE takes.")
-@click.option("--text", metavar="FILE", default="", help="Plain text to measure a language model on, instead of FILE.py.")
-@click.option("--model", "description", metavar="NAME", help="Description, if not the checkpoint's own; 'none' for none.")
-@click.option("--out", default="profile.jsonl", show_default=True, metavar="FILE", help="The profile; goes on if there.")
+@click.option(
+    "--text", metavar="FILE", default="", help="Plain text to measure a language model on, instead of FILE.py."
+)
+@click.option(
+    "--model", "description", metavar="NAME", help="Description, if not the checkpoint's own; 'none' for none."
+)
+@click.option(
+    "--out", default="profile.jsonl", show_default=True, metavar="FILE", help="The profile; goes on if there."
+)
 @click.option("--budget", metavar="N|TIME", help="Single choices: at most N measurements, or a time such as '20 min'.")
 @click.option("--calibrate", type=click.IntRange(0), default=16, show_default=True, help="Random configurations.")
-@click.option("--held-out", type=click.IntRange(0), default=8, show_default=True, help="More, to test the surrogate on.")
+@click.option(
+    "--held-out", type=click.IntRange(0), default=8, show_default=True, help="More, to test the surrogate on."
+)
 @click.option("--values", multiple=True, metavar="KNOB=A,B,..", help="Measure these values of these knobs only.")
-@click.option("--per", default="module", show_default=True, help="Groups of widths: module, block.kind, block, component.")
+@click.option(
+    "--per", default="module", show_default=True, help="Groups of widths: module, block.kind, block, component."
+)
 @click.option("--granularity", default="group", show_default=True, help="What shares a scale: tensor, channel, group.")
 @click.option("--group-size", type=click.IntRange(1), default=128, show_default=True, help="Weights per group.")
 @click.option("--symmetric", is_flag=True, help="Weights without zero points.")
@@ -65,27 +75,28 @@ def profile(
     base = profiling.header.metric
     if base is not None and not as_json:
         click.echo(f"full model: {base.name} {base.base:.4g} on {profiling.header.n_samples} samples", err=True)
-    n_new, end = 0, time.monotonic() + limit_s
-    for row in _each(profiling.singles(known.rows), lambda: n_new >= most or time.monotonic() >= end):
+    end = time.monotonic() + limit_s
+    for i, row in enumerate(_each(profiling.singles(known.rows), most, end), len(known.rows) + 1):
         profilefile.append(path, row)
-        n_new += 1
-        tell(f"{len(known.rows) + n_new} of {profiling.n_singles} single choices; {row.knob}={row.value} of "
-             f"{row.group or 'the model'}: {row.figures.kl_nats or 0:.3g} nats")  # fmt: skip
-    singles, n_configurations = profilefile.read(path), 0
-    for one in profiling.configurations(singles, calibrate, held_out):
+        place = row.group or "the model"
+        tell(
+            f"{i} of {profiling.n_singles} single choices; {row.knob}={row.value} of {place}: "
+            f"{row.figures.kl_nats or 0:.3g} nats"
+        )
+    known = profilefile.read(path)
+    configurations = profiling.configurations(known, calibrate, held_out)
+    for i, one in enumerate(configurations, len(known.configurations) + 1):
         profilefile.append(path, one)
-        n_configurations += 1
-        tell(f"{len(singles.configurations) + n_configurations} of {calibrate + held_out} configurations")
+        tell(f"{i} of {calibrate + held_out} configurations")
     _report(path, profiling, profilefile.read(path), as_json)
 
 
-def _each(rows: Iterator[Any], is_enough: Callable[[], bool]) -> Iterator[Any]:
-    """Yield rows until it is enough, asked before each is measured."""
-    while not is_enough():
-        try:
-            yield next(rows)
-        except StopIteration:
-            return
+def _each(rows: Iterator[Measurement], most: float, end: float) -> Iterator[Measurement]:
+    """Yield rows until there are enough or the time is over, asked before each is measured."""
+    n = 0
+    while n < most and time.monotonic() < end and (row := next(rows, None)) is not None:
+        n += 1
+        yield row
 
 
 def _description(name: str | None, weights: str) -> Model | None:

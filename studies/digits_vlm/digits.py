@@ -10,7 +10,6 @@ Digits are split before pictures are made of them: nothing that is measured was 
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -149,7 +148,9 @@ def train(folder: Path, variant: str = "large", seed: int = 0, steps: int | None
         optimiser.step()
         schedule.step()
         if step % 200 == 0:
-            print(f"{variant} seed {seed}: step {step}, loss {loss.item():.3f}, {time.process_time() - began:.0f} CPU s")
+            print(
+                f"{variant} seed {seed}: step {step}, loss {loss.item():.3f}, {time.process_time() - began:.0f} CPU s"
+            )
     net.save_pretrained(folder)
     return folder
 

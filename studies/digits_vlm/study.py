@@ -1,7 +1,9 @@
-"""A vision-language model of one's own, from training to a front whose quality was measured: python studies/digits_vlm/study.py FOLDER.
+"""A vision-language model of one's own, from training to a front whose quality was measured.
 
-Trains the model of digits.py (some minutes on one core, once), profiles it, searches bit maps, pruning, visual tokens and
-an accelerator together with the profile as the measure of quality, then runs designs of the front on the real model and
+    python studies/digits_vlm/study.py FOLDER
+
+Trains the model of digits.py (some minutes on one core, once), profiles it, searches bit maps, pruning, visual tokens
+and an accelerator together with the profile as the measure of quality, then runs designs of the front on the real model and
 prints what was predicted against what was measured. Whatever is in FOLDER already is not done again.
 """
 

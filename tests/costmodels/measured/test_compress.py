@@ -145,7 +145,7 @@ def test_names_of_an_encoder_decoder():
 
 
 def test_a_description_of_another_model(bench):
-    with pytest.raises(ModelError, match="is not qwen2.5-0.5b|another size"):
+    with pytest.raises(ModelError, match=r"is not qwen2\.5-0\.5b|another size"):
         Bench(bench.target.source, read_model("qwen2.5-0.5b"))
 
 

@@ -91,8 +91,9 @@ def test_a_study_measures_in_processes(checkpoint, profile, tmp_path):
             "measured", model=read_model(checkpoint), scenario=SCENARIO, hardware="npu-template", space=SPACE,
             objectives="min latency_s, min quality_loss", cost_models=("analytical", f"measured:{profile}"),
         )  # fmt: skip
-        results = study.run(8, db=tmp_path / f"{executor}.db", executor=executor, workers=1 if executor == "process" else 0,
-                            report=lambda _: None)  # fmt: skip
+        workers = 1 if executor == "process" else 0
+        db = tmp_path / f"{executor}.db"
+        results = study.run(8, db=db, executor=executor, workers=workers, report=lambda _: None)
         kept.append(results.frame()["quality_loss"].to_numpy())
     assert np.isfinite(kept[0]).all()
     assert np.array_equal(kept[0], kept[1])

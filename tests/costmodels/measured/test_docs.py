@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from dse.cli.main import run  # noqa: E402
+from dse.cli.main import run
 
 pytestmark = pytest.mark.torch
 
