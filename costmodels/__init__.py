@@ -19,6 +19,7 @@ simulator.py    the hardware cost model "simulated": an accelerator tile by tile
 simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams.py: vector work; machine.py: the DRAM
                 port and the units that they go through
 outside/        tools of the field, run in their own process, to check matrix products against, and files for them
+measured/       the quality cost model "measured": the real model, in PyTorch; measures quality profiles
 prior.py        the quality cost model "prior": published tables, with intervals
 surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
                 losses.py: sums over places; calibrated.py: from sums to the loss of a design, with intervals
@@ -32,6 +33,7 @@ from typing import Final
 
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
+    "measured": "costmodels.measured.cost_model:Measured",
     "prior": "costmodels.prior:Prior",
     "simulated": "costmodels.simulator:Simulated",
     "surrogate": "costmodels.surrogate:Surrogate",

@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import Calibrator, CostModel, Exporter, Fuser, OutsideTool, Plotter, Proposer, Tracer
+from dse.protocols import Calibrator, CostModel, Exporter, Fuser, OutsideTool, Plotter, Profiler, Proposer, Tracer
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
@@ -129,6 +129,16 @@ def fuser() -> Fuser:
         UserError: none does.
     """
     found: Fuser = _first(Fuser, "finds which operators to fuse")
+    return found
+
+
+def profiler() -> Profiler:
+    """Return the first cost model, by name, that measures quality profiles.
+
+    Raises:
+        UserError: none does.
+    """
+    found: Profiler = _first(Profiler, "measures quality profiles")
     return found
 
 

@@ -21,10 +21,12 @@ import numpy as np
 from dse.designs import DesignBatch
 from dse.hardware import Device
 from dse.metrics import MetricBatch
+from dse.model import Model
 from dse.objectives import Goal
 from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
+from dse.profile import Configuration, Measurement, ProfileHeader, QualityProfile
 from dse.space import BoundSpace, row_keys
 
 if TYPE_CHECKING:
@@ -203,6 +205,79 @@ class Fuser(Protocol):
 
         Raises:
             UserError: hardware without operators to fuse.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ProfileOrder:
+    """What is to be profiled, and how.
+
+    Attributes:
+        file: the user's Python file, "" for none.
+        weights: checkpoint, a Hugging Face folder or what the file makes of it; "" for none.
+        text: plain text that a language model is measured on, "" for none.
+        out: the profile's file, which its paths are relative to.
+        model: the model's description, None to go by the names of its modules.
+        quantiser: symmetric, granularity and group_size, those that differ from the default.
+        values: knob -> values to measure, empty for all that can be.
+        per: depth of the groups of widths: "module", "block.kind", "block" or "component".
+        seed: of everything random.
+        date: as the profile states it.
+        estimate: "" to measure; "weights" or "fisher" to estimate from weights, or from gradients too.
+    """
+
+    file: str = ""
+    weights: str = ""
+    text: str = ""
+    out: str = "profile.jsonl"
+    model: Model | None = None
+    quantiser: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Sequence[Value]] = field(default_factory=dict)
+    per: str = "module"
+    seed: int = 0
+    date: str = ""
+    estimate: str = ""
+
+
+class Profiling(Protocol):
+    """A profile under way; whoever asks for the next measurement keeps it, and decides when it is enough.
+
+    Attributes:
+        header: the profile's first line.
+        n_singles: single choices that there are to measure.
+        notes: what cannot be measured, one sentence each.
+    """
+
+    @property
+    def header(self) -> ProfileHeader: ...  # noqa: D102
+    @property
+    def n_singles(self) -> int: ...  # noqa: D102
+    @property
+    def notes(self) -> Sequence[str]: ...  # noqa: D102
+
+    def singles(self, known: Sequence[Measurement]) -> Iterator[Measurement]:
+        """Yield measurements of single choices that are not known yet, the most telling first."""
+        ...
+
+    def configurations(self, known: QualityProfile, n: int, n_held_out: int) -> Iterator[Configuration]:
+        """Yield random configurations that are not known yet, until there are n, and n_held_out held out."""
+        ...
+
+    def scores(self, profile: QualityProfile) -> Mapping[str, float]:
+        """Return how well the surrogate predicts the held-out configurations, by name; empty where too few."""
+        ...
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """A cost model that measures quality profiles; a capability beside :class:`CostModel`."""
+
+    def profiling(self, order: ProfileOrder) -> Profiling:
+        """Return a profile to be measured.
+
+        Raises:
+            UserError: something is not installed, or a model, file or setting that cannot be.
         """
         ...
 

@@ -38,6 +38,7 @@ _COMMANDS: Final = {
     "hardware": "dse.cli.catalogs",
     "calibrate": "dse.cli.calibrating",
     "allocate": "dse.cli.allocating",
+    "profile": "dse.cli.profiling",
     "knobs": "dse.cli.catalogs",
     "db": "dse.cli.upkeep",
     "doctor": "dse.cli.catalogs",
