@@ -19,6 +19,10 @@ simulator.py    the hardware cost model "simulated": an accelerator tile by tile
 simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams.py: vector work; machine.py: the DRAM
                 port and the units that they go through
 outside/        tools of the field, run in their own process, to check single matrix products against
+steps.py        the step-time door: encode, prefill, decode and verification passes, per design and role
+speculation.py  speculative decoding in closed form; decoding.py: what one model takes to answer
+cascade.py      who answers in a cascade, how well, after how long
+policy.py       the serving cost model "policy": whole requests under drafters, cascades and chunks
 prior.py        the quality cost model "prior": published tables, with intervals
 """
 
@@ -30,6 +34,7 @@ from typing import Final
 
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
+    "policy": "costmodels.policy:PolicyModel",
     "prior": "costmodels.prior:Prior",
     "simulated": "costmodels.simulator:Simulated",
 }

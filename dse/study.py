@@ -32,6 +32,7 @@ from dse.hardware import Accelerator, Device, read_hardware
 from dse.model import Model, read_model
 from dse.objectives import Goal
 from dse.params import Value
+from dse.policy import Policy
 from dse.problem import TARGET, Problem, WeightFormat
 from dse.protocols import CostModel, Proposer
 from dse.results import Front, Results
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 SPEC_FORMAT: Final = 1
 DEFAULT_COST_MODELS: Final = ("analytical", "prior")
+POLICY_COST_MODELS: Final = ("policy",)
 DB_VARIABLE: Final = "DSE_DB"
 WAIT_STEP_S: Final = 0.5
 
@@ -67,9 +69,11 @@ class Study:
         objectives: "min latency_s, max accuracy_ratio".
         constraints: "area_mm2 <= 40, memory_bytes <= 4 GiB".
         proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves.
-        cost_models: names or cost models, one per metric group.
+        cost_models: names or cost models, one per metric group; by default "analytical" and "prior", with a policy
+            "policy", which gives the metrics of both for whole requests.
         weight_format: storage format of quantised weights.
         fusion: operators that run fused beside the named forms, see :class:`dse.problem.Problem`.
+        policy: what is known of drafters and cascade stages; gives the space their knobs.
         trials: designs that a run evaluates unless it is told otherwise.
         seed: seed of everything random.
         ask_size: designs asked for at a time.
@@ -92,9 +96,10 @@ class Study:
         objectives: str | Sequence[str],
         constraints: str | Sequence[str] = (),
         proposers: str | Proposer | Sequence[str | Proposer] = "auto",
-        cost_models: str | Sequence[str | CostModel] = DEFAULT_COST_MODELS,
+        cost_models: str | Sequence[str | CostModel] = (),
         weight_format: WeightFormat | None = None,
         fusion: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+        policy: Policy | None = None,
         trials: int = 1000,
         seed: int = 0,
         ask_size: int = 64,
@@ -113,10 +118,12 @@ class Study:
             hardware=hardware if isinstance(hardware, Accelerator | Device) else read_hardware(hardware),
             weight_format=weight_format or WeightFormat(),
             fusion=fusion or {},
+            policy=policy,
         )
         self.space = space
         self.bound_space = space.bind(self.problem)
-        self.cost_models = (cost_models,) if isinstance(cost_models, str) else tuple(cost_models)
+        default = DEFAULT_COST_MODELS if policy is None else POLICY_COST_MODELS
+        self.cost_models = (cost_models,) if isinstance(cost_models, str) else tuple(cost_models) or default
         self.goal = Goal.parse(objectives, constraints, self.evaluation.metrics)
         listed = [proposers] if isinstance(proposers, str) or not isinstance(proposers, Sequence) else list(proposers)
         self.proposers = [catalogue.proposer(p) if isinstance(p, str) else p for p in listed]
