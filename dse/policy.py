@@ -53,6 +53,11 @@ class Host:
                 raise UserError(f"host: {name}={value!r} is not a time in seconds")
 
 
+EAGER: Final = Host(pass_s=1e-3, block_s=5e-5, step_s=1.5e-3)
+"""An eager PyTorch loop (transformers 4.37, A100, 64 cores): the three constants are fitted to the speed-ups that Spec-Bench
+(hemingkx/Spec-Bench Leaderboard.md) has for Vicuna-7B on an A100, five methods; held-out rows in docs/policy.md."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """Data behind the policy knobs.
