@@ -93,10 +93,11 @@ class Decoding:
             losses: role -> (value, upper end) of its loss, arrays (n,).
         """
         n = len(batch)
-        chunk = np.broadcast_to(batch["prefill_chunk"], n).astype(np.float64)
+        has_policy = "draft" in batch
+        chunk = np.broadcast_to(batch["prefill_chunk"], n).astype(np.float64) if has_policy else None
         encode = self._own.encode(batch)
         prefill = self._own.whole_prefill(batch, chunk)
-        names = batch.of_role("draft", self.role)
+        names = batch.of_role("draft", self.role) if has_policy else np.full(n, NONE)
         decode, draft_s = Step.none(n), np.zeros(n)
         guesses, per_step = np.zeros(n), np.ones(n)
         drafters, limits = {}, []

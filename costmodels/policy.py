@@ -32,10 +32,9 @@ from costmodels.steps import Steps
 from dse.canonical import content_hash
 from dse.cascades import CascadeTable
 from dse.designs import DesignBatch
-from dse.errors import UserError
 from dse.hardware import Device
 from dse.metrics import Limit, MetricBatch
-from dse.policy import answering
+from dse.policy import Policy, answering
 from dse.problem import TARGET, Problem
 from dse.protocols import Breakdown
 
@@ -55,13 +54,7 @@ class PolicyModel:
     laws: frozenset[str] = frozenset({"fewer_bits_never_gain_quality"})
 
     def prepare(self, problem: Problem) -> PolicyEvaluator:
-        """Return the evaluator of a problem.
-
-        Raises:
-            UserError: a problem without a policy.
-        """
-        if problem.policy is None:
-            raise UserError("cost model 'policy' needs a policy", "give policy=Policy(), or use 'analytical' and 'prior'")
+        """Return the evaluator of a problem; without a policy its designs have no drafter and one stage."""
         return PolicyEvaluator(problem)
 
 
@@ -80,15 +73,15 @@ class PolicyEvaluator:
     """The policy model for one problem.
 
     Args:
-        problem: the problem; it has a policy.
+        problem: the problem.
     """
 
     def __init__(self, problem: Problem) -> None:
-        assert problem.policy is not None, "checked before"
-        self.problem, self.policy = problem, problem.policy
-        self._roles = answering(list(problem.models))
-        self._steps = {role: Steps(problem, role) for role in problem.models}
-        self._quality = {role: PriorEvaluator(problem, role) for role in problem.models}
+        self.problem, self.policy = problem, problem.policy or Policy()
+        self._roles = answering(list(problem.models)) if problem.policy else [TARGET]
+        used = list(problem.models) if problem.policy else [TARGET]
+        self._steps = {role: Steps(problem, role) for role in used}
+        self._quality = {role: PriorEvaluator(problem, role) for role in used}
         output = problem.scenario.output_tokens
         self._decoding = {r: Decoding(r, self._steps, self.policy, output) for r in self._roles}
         table = None if self.policy.cascade is None else self.policy.cascade.table()
@@ -125,6 +118,8 @@ class PolicyEvaluator:
 
     @staticmethod
     def _partition(batch: DesignBatch) -> list[tuple[np.ndarray, list[str]]]:
+        if "cascade" not in batch:
+            return [(np.arange(len(batch)), [TARGET])]
         values = np.broadcast_to(batch["cascade"], len(batch))
         return [(np.flatnonzero(values == v), v.split("+")) for v in dict.fromkeys(values.tolist())]
 
@@ -156,9 +151,8 @@ class PolicyEvaluator:
         }
         values |= held
         values["n_draft_tokens"], values["n_tokens_per_step"] = stages[-1].answer.n_guesses, stages[-1].answer.n_tokens
-        for one, source in ((values, hardware[0].values),):
-            if "area_mm2" in self.metrics:
-                one["area_mm2"] = source["area_mm2"]
+        if "area_mm2" in self.metrics:
+            values["area_mm2"], bands["area_mm2"] = hardware[0].values["area_mm2"], hardware[0].intervals["area_mm2"]
         if "energy_j" not in self.metrics:
             del values["energy_j"], bands["energy_j"]
         device = self.problem.hardware
@@ -175,7 +169,7 @@ class PolicyEvaluator:
         broken = [limit for limit in limits if (limit.excess_ratio > 0).any()]
         basis = dict.fromkeys(values, "analytical") | dict.fromkeys(ends[0], "prior")
         found = MetricBatch(values, n, bands, basis, broken).masked()
-        return found, self._parts(roles, stages, lengths, tests, routes[1], requests)
+        return found, self._parts(roles, stages, lengths, tests, routes[1])
 
     def _stage(self, role: str, batch: DesignBatch, losses: Mapping[str, Loss], requests: np.ndarray) -> _Stage:
         answer = self._decoding[role].answer(batch, losses)
@@ -281,11 +275,9 @@ class PolicyEvaluator:
         return Limit("memory_bytes", needed, np.full(len(needed), float(self.problem.hardware.memory_bytes)), text)
 
     def _parts(
-        self, roles: Sequence[str], stages: Sequence[_Stage], lengths: np.ndarray, tests: np.ndarray, routes: Routes,
-        requests: np.ndarray,
-    ) -> dict[Any, np.ndarray]:  # fmt: skip
+        self, roles: Sequence[str], stages: Sequence[_Stage], lengths: np.ndarray, tests: np.ndarray, routes: Routes
+    ) -> dict[Any, np.ndarray]:
         """Return the mean latency by role and activity."""
-        del requests
         found: dict[Any, np.ndarray] = {}
         for k, (role, stage) in enumerate(zip(roles, stages, strict=True)):
             asked = routes.reach[:, :, k].mean(axis=1)
