@@ -36,7 +36,7 @@ from dse.hardware import Device
 from dse.metrics import Limit, MetricBatch
 from dse.policy import Policy, answering
 from dse.problem import TARGET, Problem
-from dse.protocols import Breakdown
+from dse.protocols import Breakdown, Judgement
 
 VERSION: Final = "1"
 CHUNK_ROWS: Final = 64
@@ -56,6 +56,12 @@ class PolicyModel:
     def prepare(self, problem: Problem) -> PolicyEvaluator:
         """Return the evaluator of a problem; without a policy its designs have no drafter and one stage."""
         return PolicyEvaluator(problem)
+
+    def judge(self, table: CascadeTable, costs: Mapping[str, float], test_cost_ratio: float, seed: int) -> Judgement:
+        """Return what a logged cascade is good for; see :mod:`costmodels.judging`."""
+        from costmodels.judging import judge
+
+        return judge(table, costs, test_cost_ratio, seed)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _NODES: Final = 0.5 + 0.5 * np.sqrt(0.6) * np.array([-1.0, 0.0, 1.0])
 _WEIGHTS: Final = np.array([5.0, 8.0, 5.0]) / 18.0
 _MOST_CHUNKS: Final = 16
+_FEW: Final = 4
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Steps:
         self,
         batch: DesignBatch,
         first: np.ndarray,
-        steps: np.ndarray | float,
+        steps: float,
         sequences: np.ndarray | None = None,
         tokens: np.ndarray | None = None,
     ) -> Step:
@@ -182,17 +183,22 @@ class Steps:
         Args:
             batch: the designs.
             first: last position of the first step, (n,).
-            steps: how many positions the steps go through, at least one, (n,).
+            steps: how many positions the steps go through, at least one; the same for all designs.
             sequences: requests that run together, by default the batch.
             tokens: positions that each step computes; one by default.
         """
-        contexts, weights = self._panels(first, np.broadcast_to(np.asarray(steps, dtype=np.float64), len(batch)))
+        contexts, weights = self._panels(first, np.full(len(batch), float(steps)))
         rows = np.ones_like(contexts) if tokens is None else np.broadcast_to(tokens[:, None], contexts.shape)
         contexts = np.maximum(contexts, rows)
         return self._each(batch, "decode", rows, contexts, rows, sequences).summed(weights)
 
     def _panels(self, first: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the contexts at which steps are costed, and their weights, which add up to 1, (n, k) each."""
+        if steps.max(initial=0.0) <= _FEW:
+            # So few are summed one by one: what rounds up to tiles is no smooth function.
+            at = np.arange(_FEW)
+            each = np.where(at < steps[:, None], 1.0, 0.0)
+            return first[:, None] + np.minimum(at, steps[:, None] - 1), each / each.sum(axis=1, keepdims=True)
         start, stop = first - 0.5, first - 0.5 + steps
         cuts = [np.full_like(start, float(window)) for window in self._windows]
         for chunk in self._chunks:

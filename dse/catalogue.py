@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import Calibrator, CostModel, Exporter, OutsideTool, Proposer, Tracer
+from dse.protocols import Calibrator, CascadeJudge, CostModel, Exporter, OutsideTool, Proposer, Tracer
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
@@ -117,6 +117,19 @@ def tracer() -> Tracer:
         if isinstance(model, Tracer):
             return model
     raise UserError("no cost model draws designs over time", "'dse doctor' shows which are installed")
+
+
+def cascade_judge() -> CascadeJudge:
+    """Return the first cost model, by name, that reads logs of cascades.
+
+    Raises:
+        UserError: none does.
+    """
+    for name in sorted(listing("cost model")):
+        model = _load("cost model", name)
+        if isinstance(model, CascadeJudge):
+            return model
+    raise UserError("no cost model reads logs of cascades", "'dse doctor' shows which are installed")
 
 
 def proposer(name: str) -> Proposer:

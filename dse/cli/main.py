@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "model": "dse.cli.catalogs",
     "hardware": "dse.cli.catalogs",
     "calibrate": "dse.cli.calibrating",
+    "cascade": "dse.cli.cascading",
     "knobs": "dse.cli.catalogs",
     "db": "dse.cli.upkeep",
     "doctor": "dse.cli.catalogs",

@@ -37,10 +37,10 @@ def _problem(models, policy, hardware=H100, **scenario):
 
 def _values(problem, **knobs):
     """The metrics of one design per value; a knob of one role is written as role__knob."""
-    domains = {name.replace("__", "/"): Choice(*values) for name, values in knobs.items()}
-    space = Space(domains).bind(problem)
-    n = max(len(v) for v in knobs.values())
-    rows = [space.codes_of({p: d.levels()[min(i, len(d.levels()) - 1)] for p, d in domains.items()})[0] for i in range(n)]
+    listed = {name.replace("__", "/"): values for name, values in knobs.items()}
+    space = Space({path: Choice(*dict.fromkeys(values)) for path, values in listed.items()}).bind(problem)
+    n = max(len(v) for v in listed.values())
+    rows = [space.codes_of({path: v[min(i, len(v) - 1)] for path, v in listed.items()})[0] for i in range(n)]
     return PolicyModel().prepare(problem).evaluate(space.decode(np.concatenate(rows)))
 
 
@@ -55,8 +55,11 @@ def test_without_choices_it_is_the_two_groups_below(hardware):
     ok = found.status == 0
     for name in ("ttft_s", "weight_bytes", "kv_bytes", "memory_bytes"):
         np.testing.assert_allclose(found.values[name][ok], single.values[name][ok], rtol=1e-12)
-    for name in ("latency_s", "tpot_s", "energy_j"):  # integrated along the context, not at its mean
-        np.testing.assert_allclose(found.values[name][ok], single.values[name][ok], rtol=2e-3)
+    steps = Steps(problem, TARGET)
+    first = steps.workload.prompt_tokens(batch) + 1
+    decode = sum(steps.decode(batch, first + i).seconds[1] for i in range(4))
+    np.testing.assert_allclose(found.values["latency_s"][ok], (single.values["ttft_s"] + decode)[ok], rtol=1e-12)
+    np.testing.assert_allclose(found.values["energy_j"][ok], single.values["energy_j"][ok], rtol=0.01)
     for name in ("quality_loss", "accuracy_ratio"):
         np.testing.assert_allclose(found.values[name][ok], prior.values[name][ok], rtol=1e-12)
     assert (found.values["latency_p99_s"][ok] == found.values["latency_s"][ok]).all()
@@ -100,12 +103,12 @@ def test_a_speculative_step_is_drafts_and_a_pass_over_all_guesses():
 
 
 def test_verification_is_not_free_once_it_is_bound_by_compute():
-    problem = _problem({TARGET: "llama-3.1-8b", "draft": "llama-3.2-1b"}, Policy({"draft": 0.6}))
-    found = _values(problem, target__draft=["none", "draft"], target__draft_tokens=[8], batch=[1])
-    alone = found.values["tpot_s"][0] / found.values["tpot_s"][1]
-    many = _problem({TARGET: "llama-3.1-8b", "draft": "llama-3.2-1b"}, Policy({"draft": 0.6}), batch=256)
-    found = _values(many, target__draft=["none", "draft"], target__draft_tokens=[8])
-    assert alone > 1.0 > found.values["tpot_s"][0] / found.values["tpot_s"][1]
+    """2.47 tokens per step at 0.6 and 8 guesses: almost free for one sequence, 2,304 rows and far over the ridge for 256."""
+    problem = _problem({TARGET: "llama-3.1-8b"}, Policy({"ngram": 0.6}))
+    found = _values(problem, draft=["none", "ngram", "none", "ngram"], draft_tokens=[8], batch=[1, 1, 256, 256])
+    plain, guessed, plain_many, guessed_many = found.values["tpot_s"]
+    assert plain / guessed == pytest.approx(2.47, rel=0.1)
+    assert plain_many / guessed_many < 1.0
 
 
 def test_the_free_look_ahead_is_the_best_and_none_where_none_pays():
