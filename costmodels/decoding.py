@@ -119,7 +119,9 @@ class Decoding:
                 drafters[name] = names == name
             asked, known = np.full(n, np.nan), np.full(n, np.inf)
             asked[rows], known[rows] = found.asked, found.known
-            text = f"{name} is known to guess {{available}} token(s) ahead of {self.role}, the design asks for {{needed}}"
+            text = (
+                f"{name} is known to guess {{available}} token(s) ahead of {self.role}, the design asks for {{needed}}"
+            )
             limits.append(Limit("n_draft_tokens", asked, known, text))
         return Answer(encode, prefill, decode, draft_s, guesses, per_step, drafters, limits)
 
@@ -155,7 +157,9 @@ class Decoding:
                 rows = np.flatnonzero(free)
                 part = batch.take(rows)
                 few = np.broadcast_to(listed, (len(rows), len(listed)))
-                alike = Step(plain.seconds[:, rows], plain.joules[:, rows], plain.dram_bytes[rows], plain.live_bytes[rows])
+                alike = Step(
+                    plain.seconds[:, rows], plain.joules[:, rows], plain.dram_bytes[rows], plain.live_bytes[rows]
+                )
                 guesses[rows] = self._cheapest(part, drafter, kind, given, alive.value[rows], alike, few)
         draft, verify = self._passes(batch, drafter, kind, given, guesses)
         step = draft.plus(verify)

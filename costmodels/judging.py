@@ -97,9 +97,7 @@ def _front(values: np.ndarray) -> list[int]:
     return found
 
 
-def _shown(
-    table: CascadeTable, choices: tuple[np.ndarray, np.ndarray], values: np.ndarray, i: int
-) -> dict[str, Any]:
+def _shown(table: CascadeTable, choices: tuple[np.ndarray, np.ndarray], values: np.ndarray, i: int) -> dict[str, Any]:
     names: Sequence[str] = table.stages[:-1]
     return {
         "thresholds": dict(zip(names, choices[0][i].tolist(), strict=True)),

@@ -95,7 +95,12 @@ class PolicyEvaluator:
         base: Any = self._steps[TARGET].evaluator
         prior = self._quality[TARGET]
         self.fingerprint = content_hash(
-            {"model": VERSION, "hardware": base.fingerprint, "quality": prior.fingerprint, "problem": problem.content_hash}
+            {
+                "model": VERSION,
+                "hardware": base.fingerprint,
+                "quality": prior.fingerprint,
+                "problem": problem.content_hash,
+            }
         )
         given = set(base.metrics)
         self.metrics: Sequence[str] = (
@@ -148,12 +153,16 @@ class PolicyEvaluator:
         lengths = self._lengths(table, len(roles))
         times = [self._times(stages, lengths, tests, routes, end) for end in range(3)]
         values = times[1][1] | self._answers(routes[1], quality[TARGET].values["quality_loss"], roles)
-        ends = [self._answers(r, quality[TARGET].intervals["quality_loss"][e], roles) for e, r in ((0, routes[2]), (1, routes[0]))]
+        ends = [
+            self._answers(r, quality[TARGET].intervals["quality_loss"][e], roles)
+            for e, r in ((0, routes[2]), (1, routes[0]))
+        ]
         bands = {
             name: (np.min([t[name] for t in times[0]], axis=0), np.max([t[name] for t in times[2]], axis=0))
             for name in times[1][1]
         } | {
-            name: (np.minimum(ends[0][name], ends[1][name]), np.maximum(ends[0][name], ends[1][name])) for name in ends[0]
+            name: (np.minimum(ends[0][name], ends[1][name]), np.maximum(ends[0][name], ends[1][name]))
+            for name in ends[0]
         }
         values |= held
         values["n_draft_tokens"], values["n_tokens_per_step"] = stages[-1].answer.n_guesses, stages[-1].answer.n_tokens

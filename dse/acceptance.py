@@ -78,9 +78,7 @@ class Acceptance:
         return cls((rate,), *ends, goes_on=True, source=source)
 
     @classmethod
-    def of_lengths(
-        cls, chances: Sequence[float], *, nodes: int = 0, width: int = 1, source: str = ""
-    ) -> Acceptance:
+    def of_lengths(cls, chances: Sequence[float], *, nodes: int = 0, width: int = 1, source: str = "") -> Acceptance:
         """Return the rates behind a distribution of accepted lengths.
 
         Args:

@@ -57,7 +57,9 @@ class CascadeTable:
     def __post_init__(self) -> None:
         shape = np.shape(self.score)
         if len(shape) != 2 or shape[1] != len(self.stages) or np.shape(self.correct) != shape or not shape[0]:
-            raise UserError(f"cascade: scores {shape} and credits {np.shape(self.correct)} of {len(self.stages)} stages")
+            raise UserError(
+                f"cascade: scores {shape} and credits {np.shape(self.correct)} of {len(self.stages)} stages"
+            )
         if len(set(self.stages)) < len(self.stages):
             raise UserError(f"cascade: {self.stages} names a stage twice")
         tests = self.tests if self.tests.size else np.zeros((*shape, 0))
@@ -83,14 +85,14 @@ class CascadeTable:
         """Return the columns of some stages, in their order."""
         at = [self.stages.index(s) for s in stages]
         tokens = None if self.tokens is None else self.tokens[:, at]
-        return CascadeTable(tuple(stages), self.score[:, at], self.correct[:, at], tokens, self.tests[:, at], self.source)
+        return CascadeTable(
+            tuple(stages), self.score[:, at], self.correct[:, at], tokens, self.tests[:, at], self.source
+        )
 
     def rows(self, which: np.ndarray) -> CascadeTable:
         """Return some queries."""
         tokens = None if self.tokens is None else self.tokens[which]
-        return CascadeTable(
-            self.stages, self.score[which], self.correct[which], tokens, self.tests[which], self.source
-        )
+        return CascadeTable(self.stages, self.score[which], self.correct[which], tokens, self.tests[which], self.source)
 
     @classmethod
     def of_log(cls, path: str | Path) -> CascadeTable:

@@ -12,10 +12,20 @@ from dse.cli.output import emit, json_option
 
 @click.command(epilog="Example: dse cascade answers.csv --cost stage1=1 --cost target=12 --test-cost 0.2")
 @click.argument("log", metavar="LOG.csv")
-@click.option("--cost", "costs", multiple=True, metavar="STAGE=NUMBER",
-              help="Cost of an answer; mean tokens by default, 1 where there are none.")
-@click.option("--test-cost", default=0.0, show_default=True, metavar="RATIO",
-              help="Cost of a self-test over that of the stage's answer.")
+@click.option(
+    "--cost",
+    "costs",
+    multiple=True,
+    metavar="STAGE=NUMBER",
+    help="Cost of an answer; mean tokens by default, 1 where there are none.",
+)
+@click.option(
+    "--test-cost",
+    default=0.0,
+    show_default=True,
+    metavar="RATIO",
+    help="Cost of a self-test over that of the stage's answer.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the split into halves.")
 @json_option
 def cascade(log: str, costs: tuple[str, ...], test_cost: float, seed: int, as_json: bool) -> None:
@@ -38,17 +48,29 @@ def cascade(log: str, costs: tuple[str, ...], test_cost: float, seed: int, as_js
         emit({"scores": list(found.scores), "alone": list(found.alone), "front": list(found.front),
               "held_out": list(found.held_out)})  # fmt: skip
         return
-    click.echo(text_table(["stage", "accuracy", "cost"],
-                          [[a["stage"], f"{a['accuracy']:.3f}", f"{a['cost']:.4g}"] for a in found.alone], left=1))
+    click.echo(
+        text_table(
+            ["stage", "accuracy", "cost"],
+            [[a["stage"], f"{a['accuracy']:.3f}", f"{a['cost']:.4g}"] for a in found.alone],
+            left=1,
+        )
+    )
     rows = [[s["stage"], s["score"], f"{s['auroc']:.3f}", f"{s['low']:.3f} ... {s['high']:.3f}",
              "ranks worse than confidence" if s["worse"] else ""] for s in found.scores]  # fmt: skip
     click.echo("\n" + text_table(["stage", "score", "AUROC", "95 %", ""], rows, left=2))
     if found.front:
-        click.echo("\nno other choice is cheaper and as accurate:\n" + text_table(
-            ["choice", "cost", "accuracy", "escalation"], [_cells(f, "") for f in found.front], left=1))
-        click.echo("\nchosen on one half, then the other:\n" + text_table(
-            ["goal", "choice", "cost", "accuracy", "escalation", "fresh cost", "accuracy", "escalation"],
-            [[f["goal"], *_cells(f, ""), *_cells(f, "fresh_")[1:]] for f in found.held_out], left=2))
+        click.echo(
+            "\nno other choice is cheaper and as accurate:\n"
+            + text_table(["choice", "cost", "accuracy", "escalation"], [_cells(f, "") for f in found.front], left=1)
+        )
+        click.echo(
+            "\nchosen on one half, then the other:\n"
+            + text_table(
+                ["goal", "choice", "cost", "accuracy", "escalation", "fresh cost", "accuracy", "escalation"],
+                [[f["goal"], *_cells(f, ""), *_cells(f, "fresh_")[1:]] for f in found.held_out],
+                left=2,
+            )
+        )
 
 
 def _cells(row: Mapping[str, Any], prefix: str) -> list[str]:

@@ -19,7 +19,9 @@ def _table(rng, q, k, m):
     names = tuple(f"stage{i + 1}" for i in range(k - 1)) + ("target",)
     score = rng.integers(0, 6, (q, k)) / 5  # with ties
     tests = (rng.random((q, k, m)) < 0.6).astype(float)
-    return CascadeTable(names, score, (rng.random((q, k)) < 0.6).astype(float), rng.integers(1, 50, (q, k)) * 1.0, tests)
+    return CascadeTable(
+        names, score, (rng.random((q, k)) < 0.6).astype(float), rng.integers(1, 50, (q, k)) * 1.0, tests
+    )
 
 
 def _enumerate(table, threshold, tests, kept, cost):
@@ -31,7 +33,10 @@ def _enumerate(table, threshold, tests, kept, cost):
         for s in range(k):
             weight, so_far = alive.pop()
             spent = so_far + cost[i][s]
-            scores = [table.tests[j, s, : int(tests[s])].mean() if s < k - 1 and tests[s] else table.score[j, s] for j in range(q)]
+            scores = [
+                table.tests[j, s, : int(tests[s])].mean() if s < k - 1 and tests[s] else table.score[j, s]
+                for j in range(q)
+            ]
             wrong = [j for j in range(q) if table.correct[j, s] == 0]
             cases = []  # (chance, passes, credit)
             passes = s == k - 1 or scores[i] >= threshold[s]
@@ -107,7 +112,9 @@ def test_percentiles_are_of_the_mixture_not_of_the_mean():
 def test_compression_changes_escalation_and_accuracy_together():
     """Six right answers score 1, four wrong ones 0, threshold 0.5; a third of the right ones turn wrong and score 0."""
     right = np.arange(10) < 6
-    table = CascadeTable(("stage1", "target"), np.stack([right, right], axis=1) * 1.0, np.stack([right, ~right + right], axis=1) * 1.0)
+    table = CascadeTable(
+        ("stage1", "target"), np.stack([right, right], axis=1) * 1.0, np.stack([right, ~right + right], axis=1) * 1.0
+    )
     routes = route(table, np.array([[0.5], [0.5]]), np.zeros((2, 1)), np.array([[1.0, 1.0], [2 / 3, 1.0]]))
     assert routes.escalation_ratio.tolist() == pytest.approx([0.4, 0.6])
     assert routes.accuracy_ratio.tolist() == pytest.approx([1.0, 1.0])
@@ -117,7 +124,9 @@ def test_compression_changes_escalation_and_accuracy_together():
 def test_auroc_is_the_share_of_pairs_in_order(seed, q):
     rng = np.random.default_rng(seed)
     score, correct = rng.integers(0, 5, q) / 4, (rng.random(q) < 0.5).astype(float)
-    pairs = [(a, b) for a, x in zip(score, correct, strict=True) if x for b, y in zip(score, correct, strict=True) if not y]
+    pairs = [
+        (a, b) for a, x in zip(score, correct, strict=True) if x for b, y in zip(score, correct, strict=True) if not y
+    ]
     found = ranking(score, correct)
     if not pairs:
         assert np.isnan(found.auroc)

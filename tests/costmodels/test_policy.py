@@ -230,8 +230,15 @@ def test_what_cannot_be():
     with pytest.raises(NameUnknown, match="stage in policy.cascade"):
         _problem({TARGET: "llama-3.1-8b"}, Policy(cascade=profile))
     with pytest.raises(UserError, match="takes no images"):
-        _problem({TARGET: "qwen2.5-vl-7b", "stage1": "qwen2.5-coder-7b"}, Policy(cascade=profile), images=1, image_px=(64, 64))
-    problem = _problem({TARGET: "llama-3.1-8b", "stage1": "vicuna-68m", "draft": "llama-3.2-1b"}, Policy(cascade=profile))
+        _problem(
+            {TARGET: "qwen2.5-vl-7b", "stage1": "qwen2.5-coder-7b"},
+            Policy(cascade=profile),
+            images=1,
+            image_px=(64, 64),
+        )
+    problem = _problem(
+        {TARGET: "llama-3.1-8b", "stage1": "vicuna-68m", "draft": "llama-3.2-1b"}, Policy(cascade=profile)
+    )
     with pytest.raises(SpaceError, match="draft has a vocabulary of 128256, stage1 one of 32000"):
         Space({"stage1/draft": Choice("draft")}).bind(problem)
     with pytest.raises(NameUnknown, match="drafter in"):
@@ -241,7 +248,9 @@ def test_what_cannot_be():
     with pytest.raises(NameUnknown, match="cascade in"):
         Space(cascade=Choice("target+stage1")).bind(problem)
     with pytest.raises(SpaceError, match="no policy"):
-        Space(draft=Choice("ngram")).bind(Problem({TARGET: read_model("llama-3.1-8b")}, problem.scenario, problem.hardware))
+        Space(draft=Choice("ngram")).bind(
+            Problem({TARGET: read_model("llama-3.1-8b")}, problem.scenario, problem.hardware)
+        )
     with pytest.raises(SpaceError, match="stages before the target"):
         Space(threshold=Choice(0.5)).bind(_problem({TARGET: "llama-3.1-8b"}, Policy()))
 

@@ -45,7 +45,11 @@ def test_a_log_is_judged(log):
 
 @pytest.mark.parametrize(
     ("args", "law"),
-    [(["--cost", "stag1=1"], "did you mean"), (["--cost", "stage1=x"], "has no number"), (["--test-cost", "-1"], "ratio")],
+    [
+        (["--cost", "stag1=1"], "did you mean"),
+        (["--cost", "stage1=x"], "has no number"),
+        (["--test-cost", "-1"], "ratio"),
+    ],
 )
 def test_options_that_cannot_be(log, args, law, capsys):
     assert run(["cascade", str(log), *args]) == 2

@@ -48,12 +48,19 @@ def _predicted(row, host):
     target = read_model(row["target"])
     accepted = Acceptance.of_mean(float(row["mean_accepted_tokens"]), depth, nodes=nodes, width=width)
     problem = Problem(
-        {"target": target, "draft": read_model("vicuna-68m"), "draft2": eagle_head(target), "draft3": medusa_heads(target)},
+        {
+            "target": target,
+            "draft": read_model("vicuna-68m"),
+            "draft2": eagle_head(target),
+            "draft3": medusa_heads(target),
+        },
         Scenario(prompt_tokens=400, output_tokens=200),
         read_hardware(DEVICES[row["device"]]),
         policy=Policy({drafter: accepted}, host=host),
     )
-    batch = DesignBatch(Schema(problem), {"draft": np.array([["none"], [drafter]]), "draft_tokens": np.full((2, 1), depth)})
+    batch = DesignBatch(
+        Schema(problem), {"draft": np.array([["none"], [drafter]]), "draft_tokens": np.full((2, 1), depth)}
+    )
     plain, guessed = PolicyModel().prepare(problem).evaluate(batch).values["tpot_s"]
     return plain / guessed
 
