@@ -1,23 +1,26 @@
 """Cascades in closed form: who answers, how well, after how long, query by query and then over all queries.
 
-Stage k keeps its answer to a query where its score reaches its threshold, the last one always. With a_k the chance of that
+Stage k keeps its answer to a query where its score reaches its threshold, the last one always. With a_k the chance of
+that
 
     reach_1 = 1,  reach_{k+1} = reach_k (1 - a_k),  stop_k = reach_k a_k                       (the stop_k add up to 1)
     E[cost] = sum_k E[reach_k cost_k],   accuracy = sum_k E[reach_k P(stage k stops and is right)]
 
-a recursion over stages, query by query, so that hard queries stay hard in every stage; the mean over queries comes last. A self-test is
-paid wherever its stage is reached. Percentiles are those of the mixture: a query that stops at k took the sum of the times of stages
-1 ... k, with weight stop_k; means of stages have none.
+a recursion over stages, query by query, so that hard queries stay hard in every stage; the mean over queries comes
+last. A self-test is paid wherever its stage is reached. Percentiles are those of the mixture: a query that stops at k
+took the sum of the times of stages 1 ... k, with weight stop_k; means of stages have none.
 
-Compression. A table tells what the uncompressed stages answer. Of a stage whose accuracy falls to a share r (``accuracy_ratio`` of its
-own quality), an answer that was right stays so with probability r, and keeps its score; otherwise it becomes a wrong one and
-scores as the stage's wrong answers do (F: the share of them at or above the threshold). So
+Compression. A table tells what the uncompressed stages answer. Of a stage whose accuracy falls to a share r
+(``accuracy_ratio`` of its own quality), an answer that was right stays so with probability r, and keeps its score;
+otherwise it becomes a wrong one and scores as the stage's wrong answers do (F: the share of them at or above the
+threshold). So
 
     P(keep) = 1[s >= t] for answers that were wrong,  r 1[s >= t] + (1 - r) F for those that were right
     P(keep and right) = r 1[s >= t]
 
-Flips of different stages are taken to be independent given the query. The stage's escalation, accuracy and cost are thus functions
-of its bits and pruning; with r = 1 nothing changes. A prior: r has an interval, and the ends of r give the ends of all that follows.
+Flips of different stages are taken to be independent given the query. The stage's escalation, accuracy and cost are
+thus functions of its bits and pruning; with r = 1 nothing changes. A prior: r has an interval, and the ends of r give
+the ends of all that follows.
 """
 
 from __future__ import annotations
@@ -89,9 +92,9 @@ def mean_over_routes(routes: Routes, cost: np.ndarray) -> np.ndarray:
 
 
 def quantiles(routes: Routes, cost: np.ndarray, at: Sequence[float]) -> np.ndarray:
-    """Return quantiles of the summed cost over queries and routes, shape (len(at), n): the smallest cost that holds so many."""
+    """Return quantiles of the summed cost over queries and routes: the smallest that holds so many, (len(at), n)."""
     total = np.cumsum(cost, axis=2)
-    n, _, k = routes.stop.shape
+    n = len(routes.stop)
     if total.shape[1] == 1:
         values, weights = total[:, 0], routes.stop.mean(axis=1)
     else:

@@ -1,11 +1,13 @@
 """One model answering one request: encode, prefill, then tokens one by one or several per speculative step.
 
-A speculative step of g guesses is g passes of the drafter (one where its heads guess all at once, none for n-grams, which
-are looked up), and one pass of the target over g + 1 positions per sequence, at the batch that runs together; of a tree of
-guesses, over its nodes + 1. Both are costed along the growing context (:mod:`costmodels.steps`). A drafter that reads
-the prompt pays its prefill before the first token. The number of steps is that of :func:`costmodels.speculation.n_steps`.
+A speculative step of g guesses is g passes of the drafter (one where its heads guess all at once, none for n-grams,
+which are looked up), and one pass of the target over g + 1 positions per sequence, at the batch that runs together; of
+a tree of guesses, over its nodes + 1. Both are costed along the growing context (:mod:`costmodels.steps`). A drafter
+that reads the prompt pays its prefill before the first token. The number of steps is that of
+:func:`costmodels.speculation.n_steps`.
 
-``draft_tokens = 0`` takes, of the listed look-aheads and of none, what costs least time per token at the middle of the output.
+``draft_tokens = 0`` takes, of the listed look-aheads and of none, what costs least time per token at the middle of the
+output.
 
 Left out: the rows that a drafter catches up on after a step whose guesses were all kept (one more position in its next
 pass); n-grams' look-up; drafters on devices of their own: they are laid out over devices as their target is.

@@ -1,9 +1,10 @@
-"""What a logged cascade is good for: how well scores rank, which thresholds pay, and whether choices hold on fresh queries.
+"""What a logged cascade is good for: how well scores rank, which thresholds pay, and whether that holds on fresh ones.
 
-Choices are every combination of a number of self-tests (none, or all that the log has) and of thresholds at 41 quantiles of each
-stage's score, keeping nothing included. Cost is that of answers and self-tests, in whatever unit the costs are in. The held-out
-check splits the queries into random halves, chooses on one and reports both: for the least cost at which the cascade is as
-accurate as the last stage alone, for the best accuracy at half of the last stage's cost, and for an escalation nearest to 20 %.
+Choices are every combination of a number of self-tests (none, or all that the log has) and of thresholds at 41
+quantiles of each stage's score, keeping nothing included. Cost is that of answers and self-tests, in whatever unit the
+costs are in. The held-out check splits the queries into random halves, chooses on one and reports both: for the least
+cost at which the cascade is as accurate as the last stage alone, for the best accuracy at half of the last stage's
+cost, and for an escalation nearest to 20 %.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
 """The serving cost model "policy": whole requests under drafters, cascades and chunks, in closed form.
 
-It joins what the groups ``hardware`` and ``quality`` know of single models into what a request sees, because neither can: how often a
-query is passed on depends on how good the compressed stage is, how many guesses are kept on how far both models have
-drifted, and what all of that costs on the hardware. So one model of the group ``serving`` gives latency, energy, memory and
-quality of the mixture; the two groups below keep the figures of single passes of single models.
+It joins what the groups ``hardware`` and ``quality`` know of single models into what a request sees, because neither
+can: how often a query is passed on depends on how good the compressed stage is, how many guesses are kept on how far
+both models have drifted, and what all of that costs on the hardware. So one model of the group ``serving`` gives
+latency, energy, memory and quality of the mixture; the two groups below keep the figures of single passes of single
+models.
 
 Per design and answering role: times by :mod:`costmodels.decoding`, losses by the prior of that role; over roles:
 :mod:`costmodels.cascade`. Memory is that of all roles in use (weights and caches of the batch) and the largest
-activations of any; the batch runs together in every stage (a later stage waits until it has one). Energy and cost are of
-one query. The accuracy is relative to the uncompressed target alone, from the table where there is one, and may
+activations of any; the batch runs together in every stage (a later stage waits until it has one). Energy and cost are
+of one query. The accuracy is relative to the uncompressed target alone, from the table where there is one, and may
 exceed 1; with a cascade ``quality_loss`` is the loss that this accuracy stands for, without one the target's own.
 
-Without a drafter, a cascade or a chunk every figure is that of "analytical" and "prior", but for the integral over the growing
-context (:mod:`costmodels.steps`).
+Without a drafter, a cascade or a chunk every figure is that of "analytical" and "prior", but for the integral over the
+growing context (:mod:`costmodels.steps`).
 
-Left out: queues and arrivals (batches start together), stages on devices of their own, the rest of a guess's life in the cache.
+Left out: queues and arrivals (batches start together), stages on devices of their own, the rest of a guess's life in
+    the cache.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from dse.canonical import content_hash
 from dse.cascades import CascadeTable
 from dse.designs import DesignBatch
 from dse.hardware import Device
-from dse.metrics import Limit, MetricBatch
+from dse.metrics import Limit, MetricBatch, ToldLimit
 from dse.policy import Policy, answering
 from dse.problem import TARGET, Problem
 from dse.protocols import Breakdown, Judgement
@@ -90,7 +92,7 @@ class PolicyEvaluator:
         self._quality = {role: PriorEvaluator(problem, role) for role in used}
         output = problem.scenario.output_tokens
         self._decoding = {r: Decoding(r, self._steps, self.policy, output) for r in self._roles}
-        table = None if self.policy.cascade is None else self.policy.cascade.table()
+        table = None if self.policy.answers is None else self.policy.answers.table()
         self._table: CascadeTable | None = table
         base: Any = self._steps[TARGET].evaluator
         prior = self._quality[TARGET]
@@ -143,7 +145,7 @@ class PolicyEvaluator:
             role: (q.values["quality_loss"], q.intervals["quality_loss"][1]) for role, q in quality.items()
         }
         stages = [self._stage(role, batch, losses, requests) for role in roles]
-        limits = [limit for s in stages for limit in s.answer.limits]
+        limits: list[Limit | ToldLimit] = [limit for s in stages for limit in s.answer.limits]
         hardware, held = self._hardware(batch, roles, stages)
         tests, threshold, missing = self._routing(batch, roles)
         limits += [*missing, *(limit for one in hardware for limit in one.limits)]

@@ -1,19 +1,22 @@
 """Speculative decoding in closed form: tokens of a step, their price, how many guesses pay, and what compression does.
 
-Leviathan et al. (arXiv 2211.17192). a: chance that a guess is kept; g: guesses per step; c: time of a draft pass over that of a
-target step; c': the same of operations. Verification is a target pass over g + 1 positions; where that costs more than a pass
-over one, its price is what counts, not c.
+Leviathan et al. (arXiv 2211.17192). a: chance that a guess is kept; g: guesses per step; c: time of a draft pass over
+that of a
+target step; c': the same of operations. Verification is a target pass over g + 1 positions; where that costs more than
+a pass over one, its price is what counts, not c.
 
     tokens of a step      E = 1 + S_1 + ... + S_g,  S_j = h_1 ... h_j;  for one rate (1 - a^(g+1)) / (1 - a)
     speed-up              E / (g c + 1)
     growth of operations  (g c' + g + 1) / E
-    steps of an output    N with Wald's identity: N E = t + overshoot. The tokens K of steps are independent and sum up to t or
-                          more at the end; in the limit of renewal theory the last step overshoots t by (E[K^2] / E - 1) / 2
-                          (whole numbers of span 1; Feller, vol. 1, XIII). t - 1 tokens follow the first one of prefill
+    steps of an output    N with Wald's identity: N E = t + overshoot. The tokens K of steps are independent and sum up
+    to t or
+                          more at the end; in the limit of renewal theory the last step overshoots t by (E[K^2] / E -
+                          1) / 2 (whole numbers of span 1; Feller, vol. 1, XIII). t - 1 tokens follow the first one of
+                          prefill
 
-What compression does to acceptance. A guess is kept with a = 1 - E[TV(p, q)], p and q the distributions of target and drafter
-(same source), TV the total variation distance. ``quality_loss`` d is an expected KL divergence in nats: the increase of the loss on
-text that the uncompressed model is a good model of. Between a model and its compressed self
+What compression does to acceptance. A guess is kept with a = 1 - E[TV(p, q)], p and q the distributions of target and
+drafter (same source), TV the total variation distance. ``quality_loss`` d is an expected KL divergence in nats: the
+increase of the loss on text that the uncompressed model is a good model of. Between a model and its compressed self
 
     TV <= sqrt(d / 2)                    Pinsker; and on average over text, by Jensen
     TV ~  sqrt(d / pi)                   where the log-ratio of the two is normal with variance s^2: d = s^2 / 2, and
@@ -21,8 +24,8 @@ text that the uncompressed model is a good model of. Between a model and its com
 
 The triangle inequality gives ends that hold whatever the text: 1 - a' within 1 - a -+ (sqrt(d_target / 2) +
 sqrt(d_draft / 2)), at the upper ends of both losses. The value takes the perturbations to be independent of each other
-and of the gap between the models, so variances of log-ratios add: (1 - a')^2 = (1 - a)^2 + d_target / pi + d_draft / pi. Nobody
-measured that here: it is a prior, and its interval says so.
+and of the gap between the models, so variances of log-ratios add: (1 - a')^2 = (1 - a)^2 + d_target / pi + d_draft /
+pi. Nobody measured that here: it is a prior, and its interval says so.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ step of g + 1 tokens per sequence. :class:`Steps` costs them with the evaluators
 designs throughout; lengths may differ from design to design.
 
 Decode at growing context. With f(c) the time of a step whose last position is c, a request of P prompt positions and T
-output tokens spends f(P + 1) + ... + f(P + T - 1) after its first token. Spans are linear in c up to a window and constant
-behind it, so f is smooth between the kinks of windows (and jumps where a fixed chunk begins); between two kinks a, b the
-sum over whole numbers is the integral from a + 1/2 to b + 1/2 up to f'' / 24 per step, and that integral is taken by
-Gauss and Legendre's rule with three nodes: exact for linear f, where the sum equals the integral, and for cubics. The
-request's own evaluators take f at the mean span instead, exact for linear f alone. Against the full sum the mean is off by at
-most 8e-4 (an 8B model on an H100, batch 64, context growing from 128 to 4,224), the three nodes by 1e-4
-(tests/costmodels/test_steps.py).
+output tokens spends f(P + 1) + ... + f(P + T - 1) after its first token. Spans are linear in c up to a window and
+constant behind it, so f is smooth between the kinks of windows (and jumps where a fixed chunk begins); between two
+kinks a, b the sum over whole numbers is the integral from a + 1/2 to b + 1/2 up to f'' / 24 per step, and that
+integral is taken by Gauss and Legendre's rule with three nodes: exact for linear f, where the sum equals the integral,
+and for cubics. The request's own evaluators take f at the mean span instead, exact for linear f alone. Against the
+full sum the mean is off by at most 8e-4 (an 8B model on an H100, batch 64, context growing from 128 to 4,224), the
+three nodes by 1e-4 (tests/costmodels/test_steps.py).
 """
 
 from __future__ import annotations

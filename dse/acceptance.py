@@ -1,15 +1,15 @@
 """How many guessed tokens a target accepts: as a rate, as lengths, or from a log.
 
 A drafter guesses g tokens, the target checks them in one pass and keeps those up to the first that it rejects, plus one
-of its own. What a log or a paper says about that comes down to one thing: the chance h_j that guess j is kept where those before
-it were, for j = 1, 2, ... (a hazard of rejection, turned round). Then guess j is kept with probability
+of its own. What a log or a paper says about that comes down to one thing: the chance h_j that guess j is kept where
+those before it were, for j = 1, 2, ... (a hazard of rejection, turned round). Then guess j is kept with probability
 S_j = h_1 ... h_j, whatever is guessed behind it, and a step with g guesses yields 1 + S_1 + ... + S_g tokens.
 
     one rate a         h_j = a for every j: independent, identical acceptance (Leviathan et al., arXiv 2211.17192)
     lengths            h_j = P(length >= j) / P(length >= j - 1)
     a log of steps     h_j = steps that kept j or more / steps that guessed j or more and kept j - 1 or more: the
-                       estimator of Kaplan and Meier (J. Am. Stat. Assoc. 53, 1958), as a step whose guesses were all kept
-                       says nothing about the next one. Ends: Wilson's 95 % score interval of each h_j.
+                       estimator of Kaplan and Meier (J. Am. Stat. Assoc. 53, 1958), as a step whose guesses were all
+                       kept says nothing about the next one. Ends: Wilson's 95 % score interval of each h_j.
 
 Guesses laid out as a tree have no rate per guess; what is measured is how deep the accepted path goes. ``nodes`` then
 says how many guesses a step checks, ``width`` how many a draft pass works on, and depths take the place of guesses.
@@ -22,6 +22,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,7 +91,7 @@ class Acceptance:
         if len(values) < 2 or abs(math.fsum(values) - 1.0) > 1e-6:
             raise UserError(f"accepted lengths: {len(values)} chances that add up to {math.fsum(values):g}, not to 1")
         alive = [math.fsum(values[j:]) for j in range(len(values))]
-        rates = tuple(min(b / a, 1.0) if a > 0 else 0.0 for a, b in zip(alive, alive[1:], strict=False))
+        rates = tuple(min(b / a, 1.0) if a > 0 else 0.0 for a, b in pairwise(alive))
         return cls(rates, nodes=nodes, width=width, source=source)
 
     @classmethod
@@ -154,9 +155,9 @@ class Acceptance:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Acceptance:
         """Return what :meth:`to_json` described."""
-        lists = {name: tuple(document.get(name, ())) for name in ("rates", "low", "high")}
-        rest = {k: v for k, v in document.items() if k not in lists}
-        return cls(**lists, **rest)
+        rates, low, high = (tuple(document.get(name, ())) for name in ("rates", "low", "high"))
+        rest = {name: document[name] for name in ("goes_on", "nodes", "width", "source") if name in document}
+        return cls(rates, low, high, **rest)
 
     @classmethod
     def read(cls, given: Acceptance | float | str | Path | Mapping[str, Any]) -> Acceptance:

@@ -4,12 +4,13 @@ A log has a row per query and stage: ``query, stage, score, correct`` and, where
 ``test_1, test_2, ...`` (outcomes 0 or 1 of checks that the stage wrote for its own answer: a self-test). Scores are
 confidences from 0 to 1; every query has every stage.
 
-A profile says instead of each stage how often it is right (``accuracy``), how well its confidence ranks right above wrong answers
-(``auroc``), and how often a self-test passes a right and a wrong answer. It becomes a table of 2,048 queries by a scrambled Sobol
-sequence with a fixed seed: stage k is right where z_k < Phi^-1(accuracy), z_k normal with correlation
-``correlation`` between stages (hard queries are hard for all); a latent score is normal around mu for right and around 0 for
-wrong answers with mu = sqrt(2) Phi^-1(auroc) (binormal: Hanley and McNeil, Radiology 143, 1982); the score is the chance of being
-right that follows from it by Bayes' rule, so that a threshold reads as a demanded probability.
+A profile says instead of each stage how often it is right (``accuracy``), how well its confidence ranks right above
+wrong answers (``auroc``), and how often a self-test passes a right and a wrong answer. It becomes a table of 2,048
+queries by a scrambled Sobol sequence with a fixed seed: stage k is right where z_k < Phi^-1(accuracy), z_k normal with
+correlation ``correlation`` between stages (hard queries are hard for all); a latent score is normal around mu for
+right and around 0 for wrong answers with mu = sqrt(2) Phi^-1(auroc) (binormal: Hanley and McNeil, Radiology 143,
+1982); the score is the chance of being right that follows from it by Bayes' rule, so that a threshold reads as a
+demanded probability.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ class CascadeTable:
         """Return the table of a .csv or .jsonl log.
 
         Raises:
-            TableError: a file that cannot be read, a row without a needed column, a score that is missing, not finite or outside
-                0..1, a query that lacks a stage or has one twice.
+            TableError: a file that cannot be read, a row without a needed column, a score that is missing, not finite
+                or outside 0..1, a query that lacks a stage or has one twice.
         """
         found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
         n_tests: int | None = None

@@ -1,8 +1,8 @@
 """What is known about how requests are decoded and routed: acceptance of drafters, answers of cascade stages, the host.
 
-The choices themselves are knobs (``draft``, ``draft_tokens``, ``cascade``, ``threshold``, ``self_tests``, ``prefill_chunk``); a
-policy holds the data that they are judged by. Roles: ``target`` answers last; ``stage1``, ``stage2``, ... may be asked before it;
-``draft...`` guess tokens for others.
+The choices themselves are knobs (``draft``, ``draft_tokens``, ``cascade``, ``threshold``, ``self_tests``,
+``prefill_chunk``); a policy holds the data that they are judged by. Roles: ``target`` answers last; ``stage1``,
+``stage2``, ... may be asked before it; ``draft...`` guess tokens for others.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class Host:
 
 
 EAGER: Final = Host(pass_s=1e-3, block_s=5e-5, step_s=1.5e-3)
-"""An eager PyTorch loop (transformers 4.37, A100, 64 cores): the three constants are fitted to the speed-ups that Spec-Bench
-(hemingkx/Spec-Bench Leaderboard.md) has for Vicuna-7B on an A100, five methods; held-out rows in docs/policy.md."""
+"""An eager PyTorch loop (A100, 64 cores): the three constants are fitted to the speed-ups that
+Spec-Bench (hemingkx/Spec-Bench Leaderboard.md) has for Vicuna-7B on an A100, five methods; held-out rows in
+docs/policy.md."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,16 @@ class Policy:
     """Data behind the policy knobs.
 
     Attributes:
-        acceptance: drafter -> acceptance: a rate, an :class:`~dse.acceptance.Acceptance`, or the path of a log. The drafter is
-            "ngram" or a role; "stage1/draft" is for that stage alone. What is missing is a published prior, wide.
+        acceptance: drafter -> acceptance: a rate, an :class:`~dse.acceptance.Acceptance`, or the path of a log. The
+            drafter is "ngram" or a role; "stage1/draft" is for that stage alone. What is missing is a published prior,
+            wide.
         cascade: what the stages answer: a table, a profile, or the path of a log.
         test_tokens: tokens that a stage generates per self-test, running it included.
         host: time of the host.
     """
 
-    acceptance: Mapping[str, Acceptance] = field(default_factory=dict)
-    cascade: CascadeTable | CascadeProfile | None = None
+    acceptance: Mapping[str, Acceptance | float | str | Path] = field(default_factory=dict)
+    cascade: CascadeTable | CascadeProfile | str | Path | None = None
     test_tokens: int = 64
     host: Host = field(default_factory=Host)
 
@@ -86,7 +88,18 @@ class Policy:
 
     def accepted(self, role: str, drafter: str) -> Acceptance | None:
         """Return what is known of a drafter's guesses for a role."""
-        return self.acceptance.get(f"{role}/{drafter}") or self.acceptance.get(drafter)
+        return self.rates.get(f"{role}/{drafter}") or self.rates.get(drafter)
+
+    @property
+    def rates(self) -> dict[str, Acceptance]:
+        """The acceptance of each drafter, read."""
+        return {name: Acceptance.read(one) for name, one in self.acceptance.items()}
+
+    @property
+    def answers(self) -> CascadeTable | CascadeProfile | None:
+        """What the stages answer, read."""
+        assert not isinstance(self.cascade, str | Path), "read when made"
+        return self.cascade
 
     @cached_property
     def content_hash(self) -> str:
@@ -96,8 +109,8 @@ class Policy:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON types, logs included."""
         return {
-            "acceptance": {name: one.to_json() for name, one in self.acceptance.items()},
-            "cascade": None if self.cascade is None else self.cascade.to_json(),
+            "acceptance": {name: one.to_json() for name, one in self.rates.items()},
+            "cascade": None if self.answers is None else self.answers.to_json(),
             "test_tokens": self.test_tokens,
             "host": {"pass_s": self.host.pass_s, "block_s": self.host.block_s, "step_s": self.host.step_s},
         }
@@ -155,15 +168,16 @@ def check_roles(models: Mapping[str, Model], policy: Policy) -> None:
         drafter = name.rpartition("/")[2]
         if drafter != NGRAM and drafter not in models:
             raise unknown("drafter in policy.acceptance", drafter, [NGRAM, *models])
-    if policy.cascade is not None:
-        stages = list(policy.cascade.stages)
+    answers = policy.answers
+    if answers is not None:
+        stages = list(answers.stages)
         for stage in stages:
             if stage not in named:
                 raise unknown("stage in policy.cascade", stage, named)
         if [s for s in named if s in stages] != stages:
             raise UserError(f"policy.cascade has stages {stages}, they are asked in the order {named}")
     if len(named) > 1:
-        missing = named if policy.cascade is None else [r for r in named if r not in policy.cascade.stages]
+        missing = named if answers is None else [r for r in named if r not in answers.stages]
         if missing:
             raise UserError(
                 f"nothing says how well {' and '.join(missing)} answer",

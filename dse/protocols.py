@@ -159,10 +159,11 @@ class Judgement:
     """What a logged cascade is good for.
 
     Attributes:
-        scores: per stage before the last and score ("confidence", "1 self-test", ...): stage, score, auroc, low, high, worse
-            (whether a self-test ranks worse than confidence).
+        scores: per stage before the last and score ("confidence", "1 self-test", ...): stage, score, auroc, low, high,
+            worse (whether a self-test ranks worse than confidence).
         alone: per stage: stage, accuracy, cost.
-        front: choices that no other beats in cost and accuracy, on all queries: thresholds, tests, cost, accuracy, escalation.
+        front: choices that no other beats in cost and accuracy, on all queries: thresholds, tests, cost, accuracy,
+            escalation.
         held_out: choices made on one half of the queries, and how they do on the other: goal, thresholds, tests, and
             cost, accuracy, escalation of each half.
     """

@@ -1,13 +1,16 @@
-"""Code generation on an H100: a small coder first, its own tests as the judge, a large one on doubt, tokens guessed ahead.
+"""Code generation on an H100: a small coder first, its own tests as the judge, a large one on doubt.
 
-Qwen2.5-Coder-1.5B answers and writes tests for its answer; where too few pass, Qwen2.5-Coder-32B answers, helped by a drafter: the 0.5B
-model, an EAGLE head, or look-ups in the prompt. Searched together: who is asked, thresholds, tests, drafter and look-ahead, bits of every
-model, batch. The objective is energy and accuracy under a limit on the 95th percentile of the latency of the mixture.
+Qwen2.5-Coder-1.5B answers and writes tests for its answer; where too few pass, Qwen2.5-Coder-32B answers, helped by a
+drafter: the 0.5B model, an EAGLE head, or look-ups in the prompt. Searched together: who is asked, thresholds, tests,
+drafter and look-ahead, bits of every model, batch. The objective is energy and accuracy under a limit on the 95th
+percentile of the latency of the mixture.
 
-``screenshots`` is the same question with a screenshot as context: Qwen2.5-VL 3B first, 7B on doubt (72B does not fit one H100).
+``screenshots`` is the same question with a screenshot as context: Qwen2.5-VL 3B first, 7B on doubt (72B does not fit
+one H100).
 
 How good the stages are is a profile here, with round numbers that stand for a measured log: put your own in its place,
-``Policy(cascade="answers.csv", acceptance={"draft": "steps.csv"})``; ``dse cascade answers.csv`` tells what it is worth.
+``Policy(cascade="answers.csv", acceptance={"draft": "steps.csv"})``; ``dse cascade answers.csv`` tells what it is
+worth.
 """
 
 from dse import CascadeProfile, Choice, Float, Policy, Scenario, Space, StageProfile, Study, read_model

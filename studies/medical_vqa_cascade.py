@@ -1,8 +1,8 @@
 """The medical edge study with a policy: a 256M model looks first, the 3B model on doubt, and guesses its tokens ahead.
 
-Same request and same chip template as studies/medical_vqa_edge.py, fewer knobs of the chip. SmolVLM-256M and Qwen2.5-VL-3B have
-different vocabularies, so neither can guess for the other; the drafter is an EAGLE head of the larger one, or
-look-ups in the prompt. The profile of the stages stands for a log of your own data.
+Same request and same chip template as studies/medical_vqa_edge.py, fewer knobs of the chip. SmolVLM-256M and
+Qwen2.5-VL-3B have different vocabularies, so neither can guess for the other; the drafter is an EAGLE head of the
+larger one, or look-ups in the prompt. The profile of the stages stands for a log of your own data.
 """
 
 from dse import CascadeProfile, Choice, Float, Policy, Scenario, Space, StageProfile, Study, read_model

@@ -10,7 +10,6 @@ from dse.model.blocks import block, block_row
 from dse.model.parts import PHASES, Block, Dim, Graph, Module, ModuleKind, OpKind, Section
 from dse.model.shapes import Decoder, Norm, Pipeline, Regroup, Shape, Stack, Step, Vector
 
-
 # Owner of weights that lie in another model.
 TARGET_OWNS = "(target)"
 

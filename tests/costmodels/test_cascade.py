@@ -1,4 +1,4 @@
-"""Cascades: the recursion against enumeration of every path, monotone thresholds, rankings, logs, published summaries."""
+"""Cascades: the recursion against enumeration of paths, monotone thresholds, rankings, logs, published summaries."""
 
 import csv
 import itertools
@@ -16,7 +16,7 @@ from dse.errors import TableError, UserError
 
 
 def _table(rng, q, k, m):
-    names = tuple(f"stage{i + 1}" for i in range(k - 1)) + ("target",)
+    names = (*(f"stage{i + 1}" for i in range(k - 1)), "target")
     score = rng.integers(0, 6, (q, k)) / 5  # with ties
     tests = (rng.random((q, k, m)) < 0.6).astype(float)
     return CascadeTable(
@@ -210,7 +210,8 @@ def _summaries():
 
 @pytest.mark.parametrize("data_set", ["HEADLINES", "COQA", "AGNEWS", "OVERRULING"])
 def test_the_order_of_published_cascades_by_cost_and_accuracy(data_set):
-    """FrugalGPT's summaries: accuracies and prices of single models in, the best two-stage cascade within each budget out.
+    """FrugalGPT's summaries: accuracies and prices of single models in, the best two-stage cascade within each budget
+        out.
 
     Two things are in the figures: what costs more is not less accurate, and a cascade is not worse than the best single
     model of its price. The profile (AUROC 0.7, correlation 0.8) is a guess that no data set was used for.

@@ -1,6 +1,7 @@
 """Whole requests under a policy: equal to single models without one, and every choice priced."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_the_breakdown_adds_up_and_names_roles():
 
 
 def test_a_speculative_step_is_drafts_and_a_pass_over_all_guesses():
-    """From the steps themselves: T - 1 = 128 tokens at E a step, each 4 passes of the drafter and one over 5 positions."""
+    """From the steps: T - 1 = 128 tokens at E a step, each 4 passes of the drafter and one over 5 positions."""
     problem = _problem({TARGET: "qwen2.5-coder-7b", "draft": "qwen2.5-coder-0.5b"}, Policy({"draft": 0.8}), batch=8)
     found = _values(problem, target__draft=["none", "draft"], target__draft_tokens=[4])
     batch = DesignBatch(Schema(problem), {}, 1)
@@ -103,7 +104,7 @@ def test_a_speculative_step_is_drafts_and_a_pass_over_all_guesses():
 
 
 def test_verification_is_not_free_once_it_is_bound_by_compute():
-    """2.47 tokens per step at 0.6 and 8 guesses: almost free for one sequence, 2,304 rows and far over the ridge for 256."""
+    """2.47 tokens a step at 0.6 and 8 guesses: almost free for one sequence, 2,304 rows and over the ridge for 256."""
     problem = _problem({TARGET: "llama-3.1-8b"}, Policy({"ngram": 0.6}))
     found = _values(problem, draft=["none", "ngram", "none", "ngram"], draft_tokens=[8], batch=[1, 1, 256, 256])
     plain, guessed, plain_many, guessed_many = found.values["tpot_s"]
@@ -223,11 +224,11 @@ def test_what_cannot_be():
     profile = CascadeProfile({"stage1": StageProfile(0.7, 0.8), TARGET: StageProfile(0.8, 0.7)})
     with pytest.raises(UserError, match="vocabulary of 32000"):
         _problem({TARGET: "llama-3.1-8b", "draft": "vicuna-68m"}, Policy())
-    with pytest.raises(NameUnknown, match="drafter in policy.acceptance"):
+    with pytest.raises(NameUnknown, match=r"drafter in policy\.acceptance"):
         _problem({TARGET: "llama-3.1-8b"}, Policy({"drat": 0.5}))
     with pytest.raises(UserError, match="nothing says how well"):
         _problem({TARGET: "llama-3.1-8b", "stage1": "llama-3.2-1b"}, Policy())
-    with pytest.raises(NameUnknown, match="stage in policy.cascade"):
+    with pytest.raises(NameUnknown, match=r"stage in policy\.cascade"):
         _problem({TARGET: "llama-3.1-8b"}, Policy(cascade=profile))
     with pytest.raises(UserError, match="takes no images"):
         _problem(
@@ -253,6 +254,14 @@ def test_what_cannot_be():
         )
     with pytest.raises(SpaceError, match="stages before the target"):
         Space(threshold=Choice(0.5)).bind(_problem({TARGET: "llama-3.1-8b"}, Policy()))
+
+
+def test_the_study_in_the_docs_can_be_made():
+    text = (Path(__file__).parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
+    found = {}
+    exec(text.split("```python\n")[1].split("```")[0], found)
+    assert found["study"].evaluation.models[0].name == "policy"
+    assert "latency_p95_s" in found["study"].evaluation.metrics
 
 
 def test_qwen_tables_of_two_paddings_are_one_vocabulary():

@@ -74,7 +74,7 @@ def test_steps_of_an_output_against_the_renewal_recursion(tokens):
     rates = np.array([[0.8, 0.7, 0.9, 0.5]])
     alive = survival(rates)[0]
     chance = {k: alive[k - 1] - (alive[k] if k <= 4 else 0.0) for k in range(1, 6)}
-    m = {t: 0.0 for t in range(-5, 1)}
+    m = dict.fromkeys(range(-5, 1), 0.0)
     for t in range(1, tokens + 1):
         m[t] = 1.0 + sum(p * m[t - k] for k, p in chance.items())
     mean, square = moments(survival(rates), np.array([4.0]))
@@ -103,7 +103,7 @@ def test_a_mean_is_met(tokens):
 
 
 def test_a_log_is_read_as_censored_lengths(tmp_path):
-    """Steps (drafted, kept): (2, 2) says nothing about a third guess. h1 = 3/4, h2 = 2/3 of those that went on, h3 = 1/1."""
+    """Steps (drafted, kept): (2, 2) says nothing of a third guess. h1 = 3/4, h2 = 2/3 of those that went on, h3 = 1."""
     log = tmp_path / "steps.csv"
     log.write_text("drafted,accepted\n2,2\n3,0\n3,1\n3,3\n")
     found = Acceptance.of_log(log)
@@ -168,7 +168,7 @@ def _random_rows(rng, n, k, spread):
 
 
 def test_the_ends_of_acceptance_hold_for_distributions_of_every_shape():
-    """Random target and drafter, perturbed at random: a from the overlap, d as the KL divergence, both computed here."""
+    """Random target and drafter, perturbed at random: a from the overlap, d as the KL divergence, computed here."""
     rng = np.random.default_rng(11)
     for noise in (0.03, 0.2, 0.8, 2.0):
         p, q = _random_rows(rng, 400, 30, 2.0), _random_rows(rng, 400, 30, 2.0)

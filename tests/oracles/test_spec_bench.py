@@ -1,8 +1,9 @@
-"""Speed-ups of Spec-Bench (hemingkx/Spec-Bench Leaderboard.md, greedy, FP16, batch 1), from accepted length and drafter.
+"""Speed-ups of Spec-Bench (hemingkx/Spec-Bench Leaderboard.md, greedy, FP16, batch 1) from accepted length and drafter.
 
-How each method drafts, from its script there (evaluation/inference_*.py, model/*): vanilla speculative sampling 5 tokens of a
-68M model; prompt lookup 10; EAGLE a tree of 25 over 5 passes; EAGLE-2 59 over 6 passes of 10; Medusa 4 heads, 63;
-Hydra, costed as Medusa; token recycling 80, REST 64 and lookahead 4 x (7 + 7) without a drafter. EAGLE-3 is left out.
+How each method drafts, from its script there (evaluation/inference_*.py, model/*): vanilla speculative sampling 5
+tokens of a 68M model; prompt lookup 10; EAGLE a tree of 25 over 5 passes; EAGLE-2 59 over 6 passes of 10; Medusa 4
+heads, 63; Hydra, costed as Medusa; token recycling 80, REST 64 and lookahead 4 x (7 + 7) without a drafter. EAGLE-3 is
+left out.
 """
 
 import csv
@@ -76,7 +77,6 @@ def test_median_error_of_rows_that_constants_were_not_fitted_to():
     assert len(rows) == 35
     errors = _errors(rows)
     bare = _errors([r for r in rows if r["method"] in FITTED], Host())
-    print(f"median {np.median(abs(errors)):.3f}, mean {errors.mean():+.3f}; without host {np.median(abs(bare)):.3f}")
     assert np.median(abs(errors)) <= 0.15
     assert np.median(abs(errors[[r["device"] == "3090" for r in rows]])) <= 0.15
     # Without the host's time drafts look too cheap.

@@ -1,9 +1,11 @@
 """Draft heads: small networks on top of a target model's features that guess its next tokens.
 
-    "eagle"   one linear step joins the target's features and the embedding of the token it chose (2 h -> h), one decoder
+    "eagle"   one linear step joins the target's features and the embedding of the token it chose (2 h -> h), one
+    decoder
               block of the target's own shape follows; token table and head are the target's. Run once per guessed
               token. EAGLE and EAGLE-2 (Li et al., arXiv 2401.15077, 2406.16858; SafeAILab/EAGLE, model/cnets.py).
-    "medusa"  n heads, x + silu(W x + b) and a projection onto the vocabulary of their own, all from the same features: one
+    "medusa"  n heads, x + silu(W x + b) and a projection onto the vocabulary of their own, all from the same features:
+    one
               pass guesses n tokens. Cai et al., arXiv 2401.10774 (FasterDecoding/Medusa, model/medusa_model.py).
 
 Config: ``base_config``, the target's config; of "medusa" also ``medusa_num_heads``. EAGLE-3, which joins three layers'
