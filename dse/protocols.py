@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
 from dse.space import BoundSpace, row_keys
+
+if TYPE_CHECKING:
+    from dse.results import Results
 
 # ---------------------------------------------------------------------------------------------- cost models
 
@@ -388,6 +391,34 @@ class Exporter(Protocol):
 
     def export(self, chosen: Chosen) -> Exported:
         """Return the files; touches no file system itself."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+@runtime_checkable
+class Plotter(Protocol):
+    """Draws stored studies into files.
+
+    Attributes:
+        kinds: what it can draw.
+    """
+
+    kinds: tuple[str, ...]
+
+    def draw(self, results: Results, kind: str, options: Mapping[str, str], suffix: str) -> bytes:
+        """Return a figure as a file's content.
+
+        Args:
+            results: the study.
+            kind: one of :attr:`kinds`.
+            options: what to draw, by name; each kind has defaults.
+            suffix: ending of the file, which says its format (".html").
+
+        Raises:
+            UserError: a kind, option or format that it has not, or nothing to draw.
+        """
         ...
 
 
