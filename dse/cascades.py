@@ -6,7 +6,7 @@ confidences from 0 to 1; every query has every stage.
 
 A profile says instead of each stage how often it is right (``accuracy``), how well its confidence ranks right above
 wrong answers (``auroc``), and how often a self-test passes a right and a wrong answer. It becomes a table of 2,048
-queries by a scrambled Sobol sequence with a fixed seed: stage k is right where z_k < Phi^-1(accuracy), z_k normal with
+queries by a Latin hypercube with a fixed seed: stage k is right where z_k < Phi^-1(accuracy), z_k normal with
 correlation ``correlation`` between stages (hard queries are hard for all); a latent score is normal around mu for
 right and around 0 for wrong answers with mu = sqrt(2) Phi^-1(auroc) (binormal: Hanley and McNeil, Radiology 143,
 1982); the score is the chance of being right that follows from it by Bayes' rule, so that a threshold reads as a
@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +30,7 @@ from dse.canonical import content_hash
 from dse.errors import TableError, UserError
 
 N_QUERIES: Final = 2048
+_quantile: Final = NormalDist().inv_cdf
 _NEEDED: Final = ("query", "stage", "score", "correct")
 
 
@@ -194,22 +196,23 @@ class CascadeProfile:
 
     def table(self) -> CascadeTable:
         """Return the queries that the profile stands for."""
-        from scipy.special import ndtri  # keeps imports light
-        from scipy.stats import qmc
-
         k, m = len(self.stages), self.n_tests
-        uniform = qmc.Sobol(1 + k * (2 + m), rng=0).random(N_QUERIES)
-        common, own = ndtri(uniform[:, :1]), ndtri(uniform[:, 1 : 1 + k])
-        noise, draws = ndtri(uniform[:, 1 + k : 1 + 2 * k]), uniform[:, 1 + 2 * k :].reshape(N_QUERIES, k, m)
-        profiles = list(self.stages.values())
+        rng, profiles = np.random.default_rng(0), list(self.stages.values())
         accuracy = np.array([p.accuracy for p in profiles])
+        every = np.ones(N_QUERIES, dtype=bool)
+        common = _normal(_levels(rng, every, 1))
+        own = _normal(_levels(rng, every, k))
         hard = math.sqrt(self.correlation) * common + math.sqrt(1 - self.correlation) * own
-        correct = hard < ndtri(accuracy)
-        mu = math.sqrt(2) * ndtri(np.array([p.auroc for p in profiles]))
+        correct = hard < [_quantile(a) for a in accuracy]
+        # Levels among right and among wrong answers apart: shares of either are then exact, and so is the ranking.
+        noise, tests = np.empty((N_QUERIES, k)), np.empty((N_QUERIES, k, m))
+        for stage, profile in enumerate(profiles):
+            for group, passes in ((correct[:, stage], profile.test_right), (~correct[:, stage], profile.test_wrong)):
+                noise[group, stage] = _normal(_levels(rng, group, 1))[:, 0]
+                tests[group, stage] = _levels(rng, group, m) < passes
+        mu = math.sqrt(2) * np.array([_quantile(p.auroc) for p in profiles])
         latent = np.where(correct, mu, 0.0) + noise
         odds = np.log(accuracy / (1 - accuracy)) + mu * latent - mu * mu / 2
-        passes = np.where(correct, [p.test_right for p in profiles], [p.test_wrong for p in profiles])
-        tests = (draws < passes[:, :, None]).astype(np.float64)
         lengths = np.array([p.tokens for p in profiles])
         tokens = np.broadcast_to(lengths, correct.shape).copy() if (lengths > 0).all() else None
         score = 1 / (1 + np.exp(-odds))
@@ -233,6 +236,18 @@ def cascade_from_json(document: Mapping[str, Any]) -> CascadeTable | CascadeProf
         tuple(document["stages"]), score, np.array(document["correct"], dtype=np.float64),
         None if tokens is None else np.array(tokens, dtype=np.float64), tests, document["source"],
     )  # fmt: skip
+
+
+def _levels(rng: np.random.Generator, group: np.ndarray, columns: int) -> np.ndarray:
+    """Return numbers in (0, 1) for the members of a group, each of as many levels once per column, in random order."""
+    n = int(group.sum())
+    return rng.permuted(np.tile((np.arange(n) + 0.5) / max(n, 1), (columns, 1)), axis=1).T
+
+
+def _normal(levels: np.ndarray) -> np.ndarray:
+    """Return the normal quantiles of levels."""
+    values, which = np.unique(levels, return_inverse=True)
+    return np.array([_quantile(v) for v in values.tolist()])[which].reshape(levels.shape)
 
 
 def _number(value: object, name: str, where: str, most: float) -> float:
