@@ -18,12 +18,14 @@ analytical.py   the hardware cost model "analytical": one of the two, by the pro
 simulator.py    the hardware cost model "simulated": an accelerator tile by tile; trace.py: its timeline
 simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams.py: vector work; machine.py: the DRAM
                 port and the units that they go through
-outside/        tools of the field, run in their own process, to check single matrix products against
+outside/        tools of the field, run in their own process, to check matrix products against, and files for them
 steps.py        the step-time door: encode, prefill, decode and verification passes, per design and role
 speculation.py  speculative decoding in closed form; decoding.py: what one model takes to answer
 cascade.py      who answers in a cascade, how well, after how long
 policy.py       the serving cost model "policy": whole requests under drafters, cascades and chunks
 prior.py        the quality cost model "prior": published tables, with intervals
+surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
+                losses.py: sums over places; calibrated.py: from sums to the loss of a design, with intervals
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ COST_MODELS: Final = {
     "policy": "costmodels.policy:PolicyModel",
     "prior": "costmodels.prior:Prior",
     "simulated": "costmodels.simulator:Simulated",
+    "surrogate": "costmodels.surrogate:Surrogate",
 }
 
 OUTSIDE_TOOLS: Final = {
@@ -44,10 +47,16 @@ OUTSIDE_TOOLS: Final = {
     "zigzag": "costmodels.outside.zigzag:ZigZag",
 }
 
+EXPORTERS: Final = {
+    "scalesim": "costmodels.outside.exports:ScaleSimFiles",
+    "zigzag": "costmodels.outside.exports:ZigZagFiles",
+    "accelforge": "costmodels.outside.exports:AccelForgeFiles",
+}
+
 # Compiled modules, each after those that it calls.
 _COMPILED: Final = (
-    "products", "sums", "systolic", "mapper", "groups", "attention", "passes",
-    "machine", "tilesim", "streams", "simpass",
+    "products", "sums", "systolic", "mapper", "rowplan", "groups", "attention", "passes",
+    "machine", "tilesim", "streams", "simgroups", "simattention", "simpass",
 )  # fmt: skip
 
 

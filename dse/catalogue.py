@@ -20,7 +20,17 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import Calibrator, CascadeJudge, CostModel, Exporter, OutsideTool, Plotter, Proposer, Tracer
+from dse.protocols import (
+    Calibrator,
+    CascadeJudge,
+    CostModel,
+    Exporter,
+    Fuser,
+    OutsideTool,
+    Plotter,
+    Proposer,
+    Tracer,
+)
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
@@ -94,17 +104,22 @@ def cost_model(name: str) -> CostModel:
     return model
 
 
+def _first(capability: Any, what: str) -> Any:
+    for name in sorted(listing("cost model")):
+        model = _load("cost model", name)
+        if isinstance(model, capability):
+            return model
+    raise UserError(f"no cost model {what}", "'dse doctor' shows which are installed")
+
+
 def calibrator() -> Calibrator:
     """Return the first cost model, by name, that takes measurements of devices.
 
     Raises:
         UserError: none does.
     """
-    for name in sorted(listing("cost model")):
-        model = _load("cost model", name)
-        if isinstance(model, Calibrator):
-            return model
-    raise UserError("no cost model takes measurements of devices", "'dse doctor' shows which are installed")
+    found: Calibrator = _first(Calibrator, "takes measurements of devices")
+    return found
 
 
 def tracer() -> Tracer:
@@ -113,11 +128,18 @@ def tracer() -> Tracer:
     Raises:
         UserError: none does.
     """
-    for name in sorted(listing("cost model")):
-        model = _load("cost model", name)
-        if isinstance(model, Tracer):
-            return model
-    raise UserError("no cost model draws designs over time", "'dse doctor' shows which are installed")
+    found: Tracer = _first(Tracer, "draws designs over time")
+    return found
+
+
+def fuser() -> Fuser:
+    """Return the first cost model, by name, that finds which operators to fuse.
+
+    Raises:
+        UserError: none does.
+    """
+    found: Fuser = _first(Fuser, "finds which operators to fuse")
+    return found
 
 
 def cascade_judge() -> CascadeJudge:
@@ -126,11 +148,8 @@ def cascade_judge() -> CascadeJudge:
     Raises:
         UserError: none does.
     """
-    for name in sorted(listing("cost model")):
-        model = _load("cost model", name)
-        if isinstance(model, CascadeJudge):
-            return model
-    raise UserError("no cost model reads logs of cascades", "'dse doctor' shows which are installed")
+    found: CascadeJudge = _first(CascadeJudge, "reads logs of cascades")
+    return found
 
 
 def proposer(name: str) -> Proposer:

@@ -86,6 +86,7 @@ METRICS: Final[dict[str, Metric]] = _all(
     Metric("n_tokens_per_step", "max", "tokens that a step of the model that answers last yields"),
     Metric("quality_loss", "min", "increase of the loss per token over the uncompressed model"),
     Metric("accuracy_ratio", "max", "task accuracy relative to the uncompressed model"),
+    Metric("quality_cliff_ratio", "min", "part of the predicted loss that comes from choices at or beyond a cliff"),
 )
 
 

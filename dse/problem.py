@@ -13,6 +13,7 @@ from dse.hardware import Accelerator, Device, Hardware, read_hardware
 from dse.model import Model
 from dse.params import Value
 from dse.policy import Policy, check_roles, is_stage
+from dse.profile import QualityProfile
 from dse.scenario import Scenario
 
 TARGET: Final = "target"
@@ -51,6 +52,7 @@ class Problem:
             inside a block, as ("self_attn.q_proj", "self_attn.rope"). A name that starts with "decode/" (or another
             phase) holds in that phase alone.
         policy: what is known of drafters and stages; None for designs without a choice of either.
+        quality: role -> quality profile of its model, where there is one. Evidence, no part of what designs mean.
     """
 
     models: Mapping[str, Model]
@@ -59,6 +61,7 @@ class Problem:
     weight_format: WeightFormat = field(default_factory=WeightFormat)
     fusion: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     policy: Policy | None = None
+    quality: Mapping[str, QualityProfile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if TARGET not in self.models:
@@ -67,6 +70,10 @@ class Problem:
         roles = sorted(self.models, key=lambda role: (role != TARGET, role))
         object.__setattr__(self, "models", {role: self.models[role] for role in roles})
         object.__setattr__(self, "fusion", _read_fusion(self.fusion))
+        for role, profile in self.quality.items():
+            if role not in self.models:
+                raise UserError(f"quality: a profile for the role {role!r}", f"the roles are {', '.join(self.models)}")
+            profile.check_model(self.models[role])
         target, scenario = self.models[TARGET], self.scenario
         if not (scenario.prompt_tokens or scenario.images or scenario.audio_s):
             raise UserError("the request is empty: no prompt, no image, no sound", "use prompt_tokens >= 1")
@@ -133,6 +140,7 @@ class Problem:
             "weight_format": self._format_json(),
             **self._fusion_json(),
             **({} if self.policy is None else {"policy": self.policy.to_json()}),
+            **({"quality": {r: p.to_json() for r, p in self.quality.items()}} if self.quality else {}),
         }
 
     def _fusion_json(self) -> dict[str, Any]:
@@ -154,6 +162,10 @@ class Problem:
             weight_format=WeightFormat(**document["weight_format"]),
             fusion=document.get("fusion", {}),
             policy=Policy.from_json(document["policy"]) if "policy" in document else None,
+            quality={
+                role: QualityProfile.from_json(lines, f"profile of {role}")
+                for role, lines in document.get("quality", {}).items()
+            },
         )
 
 

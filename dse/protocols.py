@@ -104,6 +104,15 @@ class CostModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Additive(Protocol):
+    """An evaluator whose losses are a monotone curve of a sum over places; a capability beside :class:`Evaluator`."""
+
+    def summed_loss(self, batch: DesignBatch) -> np.ndarray:
+        """Return the sum that stands under the curve, in nats, shape (n,): what allocation adds up."""
+        ...
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Constants fitted to a table of measurements.
@@ -189,6 +198,48 @@ class CascadeJudge(Protocol):
             costs: role -> cost of an answer.
             test_cost_ratio: cost of a self-test over that of the stage's answer.
             seed: of the split into halves.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BestFusion:
+    """The best legal partition of the blocks of a component that are alike, and what it costs one of them.
+
+    Attributes:
+        phase, component: where the blocks run.
+        blocks: their indices.
+        fusion: groups of edges, as a study takes them.
+        dram_bytes, seconds: of one pass of a block.
+        unfused_dram_bytes, unfused_seconds: the same where every operator runs alone.
+        held_bytes: on-chip memory that the largest group holds, 0 where nothing is fused.
+    """
+
+    phase: str
+    component: str
+    blocks: Sequence[int]
+    fusion: Mapping[str, Sequence[tuple[str, str]]]
+    dram_bytes: float
+    seconds: float
+    unfused_dram_bytes: float
+    unfused_seconds: float
+    held_bytes: float
+
+
+@runtime_checkable
+class Fuser(Protocol):
+    """A cost model that finds which operators to fuse; a capability beside :class:`CostModel`."""
+
+    def best_fusions(self, problem: Problem, design: DesignBatch, by: str) -> Sequence[BestFusion]:
+        """Return the best fusion of each kind of block in each phase.
+
+        Args:
+            problem: what the design is for.
+            design: a batch of one row; its on-chip memory is the budget.
+            by: "bytes" or "time": what is to be least.
+
+        Raises:
+            UserError: hardware without operators to fuse.
         """
         ...
 
@@ -342,6 +393,25 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
+class CostModelUsed:
+    """A cost model that gave some metrics of a design.
+
+    Attributes:
+        name: its name in the catalogue.
+        group, fidelity, version: as :class:`CostModel` has them.
+        fingerprint: of the evaluator that ran, see :class:`Evaluator`.
+        metrics: names of the columns that it gave.
+    """
+
+    name: str
+    group: str
+    fidelity: str
+    version: str
+    fingerprint: str
+    metrics: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Chosen:
     """A design picked for export, with the evidence for it.
 
@@ -353,6 +423,7 @@ class Chosen:
         values: knob label -> value as the study's space names them.
         metrics: its metrics, a batch of one row.
         provenance: where it comes from (proposer, seed, cost models with versions and fingerprints, ...).
+        cost_models: who gave the metrics.
     """
 
     study: str
@@ -362,6 +433,7 @@ class Chosen:
     values: Mapping[str, Value]
     metrics: MetricBatch
     provenance: Mapping[str, str] = field(default_factory=dict)
+    cost_models: Sequence[CostModelUsed] = ()
 
 
 @dataclass(frozen=True)
@@ -371,10 +443,12 @@ class Exported:
     Attributes:
         files: relative file name -> content.
         not_expressible: what of the design the format cannot say, one sentence each; never dropped in silence.
+        notes: what whoever uses the files should know besides, one sentence each.
     """
 
     files: Mapping[str, bytes]
     not_expressible: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @runtime_checkable
