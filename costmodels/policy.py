@@ -34,6 +34,7 @@ from costmodels.steps import Steps
 from dse.canonical import content_hash
 from dse.cascades import CascadeTable
 from dse.designs import DesignBatch
+from dse.errors import UserError
 from dse.hardware import Device
 from dse.metrics import Limit, MetricBatch, ToldLimit
 from dse.policy import Policy, answering
@@ -56,7 +57,16 @@ class PolicyModel:
     laws: frozenset[str] = frozenset({"fewer_bits_never_gain_quality"})
 
     def prepare(self, problem: Problem) -> PolicyEvaluator:
-        """Return the evaluator of a problem; without a policy its designs have no drafter and one stage."""
+        """Return the evaluator of a problem; without a policy its designs have no drafter and one stage.
+
+        Raises:
+            UserError: a problem with quality profiles, which this model would not look at.
+        """
+        if problem.quality:
+            raise UserError(
+                "cost model 'policy' judges every role by the prior, not by a quality profile",
+                "leave out quality=, or leave out policy= to use 'surrogate'",
+            )
         return PolicyEvaluator(problem)
 
     def judge(self, table: CascadeTable, costs: Mapping[str, float], test_cost_ratio: float, seed: int) -> Judgement:

@@ -1,6 +1,7 @@
 """Whole requests under a policy: equal to single models without one, and every choice priced."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,12 @@ def test_the_study_in_the_docs_can_be_made():
     exec(text.split("```python\n")[1].split("```")[0], found)
     assert found["study"].evaluation.models[0].name == "policy"
     assert "latency_p95_s" in found["study"].evaluation.metrics
+
+
+def test_a_profile_is_not_passed_over_in_silence():
+    problem = small_policy_problem()
+    with pytest.raises(UserError, match="not by a quality profile"):
+        PolicyModel().prepare(replace(problem, quality={TARGET: object()}))
 
 
 def test_qwen_tables_of_two_paddings_are_one_vocabulary():
