@@ -1,8 +1,8 @@
 """Whole requests under a policy: equal to single models without one, and every choice priced."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -268,7 +268,7 @@ def test_the_study_in_the_docs_can_be_made():
 def test_a_profile_is_not_passed_over_in_silence():
     problem = small_policy_problem()
     with pytest.raises(UserError, match="not by a quality profile"):
-        PolicyModel().prepare(replace(problem, quality={TARGET: object()}))
+        PolicyModel().prepare(SimpleNamespace(quality={TARGET: "profile"}, policy=problem.policy))
 
 
 def test_qwen_tables_of_two_paddings_are_one_vocabulary():
