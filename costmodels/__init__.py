@@ -20,6 +20,10 @@ simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams
                 port and the units that they go through
 outside/        tools of the field, run in their own process, to check matrix products against, and files for them
 measured/       the quality cost model "measured": the real model, in PyTorch; measures quality profiles
+steps.py        the step-time door: encode, prefill, decode and verification passes, per design and role
+speculation.py  speculative decoding in closed form; decoding.py: what one model takes to answer
+cascade.py      who answers in a cascade, how well, after how long
+policy.py       the serving cost model "policy": whole requests under drafters, cascades and chunks
 prior.py        the quality cost model "prior": published tables, with intervals
 surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
                 losses.py: sums over places; calibrated.py: from sums to the loss of a design, with intervals
@@ -34,6 +38,7 @@ from typing import Final
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
     "measured": "costmodels.measured.cost_model:Measured",
+    "policy": "costmodels.policy:PolicyModel",
     "prior": "costmodels.prior:Prior",
     "simulated": "costmodels.simulator:Simulated",
     "surrogate": "costmodels.surrogate:Surrogate",

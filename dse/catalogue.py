@@ -20,7 +20,18 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import Calibrator, CostModel, Exporter, Fuser, OutsideTool, Plotter, Profiler, Proposer, Tracer
+from dse.protocols import (
+    Calibrator,
+    CascadeJudge,
+    CostModel,
+    Exporter,
+    Fuser,
+    OutsideTool,
+    Plotter,
+    Profiler,
+    Proposer,
+    Tracer,
+)
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
@@ -139,6 +150,16 @@ def profiler() -> Profiler:
         UserError: none does.
     """
     found: Profiler = _first(Profiler, "measures quality profiles")
+    return found
+
+
+def cascade_judge() -> CascadeJudge:
+    """Return the first cost model, by name, that reads logs of cascades.
+
+    Raises:
+        UserError: none does.
+    """
+    found: CascadeJudge = _first(CascadeJudge, "reads logs of cascades")
     return found
 
 
