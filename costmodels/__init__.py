@@ -61,16 +61,20 @@ _COMPILED: Final = (
     "machine", "tilesim", "streams", "simgroups", "simattention", "simpass",
 )  # fmt: skip
 
+# Modules that are not compiled themselves, whose constants compiled code holds.
+_CONSTANTS: Final = ("totals", "fused_tables")
+
 
 def _renew_compiled_code() -> None:
-    """Touch compiled modules when one that they call is newer.
+    """Touch compiled modules when one that they call, or take constants from, is newer.
 
     Compiled code is kept on disk, and numba compares it with the file of the caller alone: after an update that
     changes what is called, the caller would go on with the old code. Where files cannot be touched, they came together.
     """
     files = [Path(__file__).with_name(f"{name}.py") for name in _COMPILED]
     with suppress(OSError):
-        if files[-1].stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in files):
+        read = [*files, *(Path(__file__).with_name(f"{name}.py") for name in _CONSTANTS)]
+        if files[-1].stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in read):
             for file in files:
                 file.touch()
 
