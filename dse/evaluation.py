@@ -65,12 +65,19 @@ class Evaluation:
         Raises:
             UserError: a cost model gives a metric whose name is none.
         """
-        found: dict[str, None] = {}
-        for combination in self._combinations():
-            with suppress(UserError):  # hardware that cannot be costed: its designs fail, with the reason
-                found |= {name: None for evaluator in self._evaluators(combination) for name in evaluator.metrics}
+        found = {name: None for names in self.metrics_by_group.values() for name in names}
         check_metric_names(found)
         return list(found)
+
+    @cached_property
+    def metrics_by_group(self) -> dict[str, list[str]]:
+        """Names of the metrics of each group, likewise."""
+        found: list[dict[str, None]] = [{} for _ in self.models]
+        for combination in self._combinations():
+            with suppress(UserError):  # hardware that cannot be costed: its designs fail, with the reason
+                for into, evaluator in zip(found, self._evaluators(combination), strict=True):
+                    into |= dict.fromkeys(evaluator.metrics)
+        return {model.group: list(names) for model, names in zip(self.models, found, strict=True)}
 
     def fingerprints(self) -> list[str]:
         """Return for each cost model a hash of all that its results depend on besides the designs."""
