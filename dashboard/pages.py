@@ -14,8 +14,9 @@ from dse.errors import DseError, UserError
 from dse.hypervolume import hypervolume
 from dse.metrics import METRICS
 from dse.pareto import ParetoArchive
-from dse.results import Results, show_knob
-from dse.results import show as shown
+from dse.results import Results
+from dse.shown import show as shown
+from dse.shown import show_knob
 
 POINTS_DRAWN = 20_000
 

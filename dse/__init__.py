@@ -17,6 +17,7 @@ _HOME = {
     "Float": "dse.params",
     "Int": "dse.params",
     "Plateau": "dse.stopping",
+    "Rung": "dse.ladder",
     "Scenario": "dse.scenario",
     "Space": "dse.space",
     "Study": "dse.study",
@@ -30,6 +31,7 @@ __all__ = [
     "Float",
     "Int",
     "Plateau",
+    "Rung",
     "Scenario",
     "Space",
     "Study",
@@ -40,6 +42,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from dse.hardware import read_hardware
+    from dse.ladder import Rung
     from dse.model import read_model
     from dse.params import Choice, Float, Int
     from dse.problem import WeightFormat

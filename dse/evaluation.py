@@ -12,10 +12,10 @@ claims to be OK makes that row failed: a number that is not right is worse than 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from dse.metrics import MetricBatch, Status
 from dse.params import Value
 from dse.problem import Problem
 from dse.protocols import Breakdown, CostModel, Evaluator
-from dse.space import BoundSpace
+from dse.space import BoundSpace, Space
 
 _MAX_COMBINATIONS: Final = 256
 _MESSAGE_LENGTH: Final = 2000
@@ -148,6 +148,13 @@ class Evaluation:
     def problem_of(self, combination: tuple[Value, ...]) -> Problem:
         """Return the problem with the structural knobs at the given values."""
         return self.space.schema.problem.bind(dict(zip(self._structural, combination, strict=True)))
+
+
+def build_evaluation(
+    problem: Mapping[str, Any], space: Mapping[str, Any], models: Sequence[str | CostModel]
+) -> Evaluation:
+    """Return the evaluation of a study from its stored definition; what workers are built with."""
+    return Evaluation(Space.from_json(space).bind(Problem.from_json(problem)), models)
 
 
 def check_metric_names(names: Iterable[str]) -> None:

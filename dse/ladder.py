@@ -114,7 +114,9 @@ class Ladder:
 
 
 def _identities(evaluation: Evaluation, fingerprints: Sequence[str]) -> dict[str, tuple[str, str]]:
-    return {m.group: (m.name, content_hash([m.fidelity, f])) for m, f in zip(evaluation.models, fingerprints, strict=True)}
+    return {
+        m.group: (m.name, content_hash([m.fidelity, f])) for m, f in zip(evaluation.models, fingerprints, strict=True)
+    }
 
 
 def combinations(spec: Mapping[str, Any]) -> list[dict[str, dict[str, str]]]:
@@ -137,9 +139,8 @@ def rung_of(spec: Mapping[str, Any], wanted: str | int) -> int:
         NameUnknown: there is none.
     """
     known = combinations(spec)
-    if isinstance(wanted, int) or wanted.isdecimal():
-        if 0 <= int(wanted) < len(known):
-            return int(wanted)
+    if (isinstance(wanted, int) or wanted.isdecimal()) and 0 <= int(wanted) < len(known):
+        return int(wanted)
     for number, combination in enumerate(known):
         words = {word for model in combination.values() for word in (model["fidelity"], model["name"])}
         if wanted == label(combination) or wanted in words:

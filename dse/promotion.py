@@ -11,8 +11,8 @@ bound
 
     b = -s w,    s = the ceil((n + 1)(1 - a))-th smallest of max_j(-e_pj / w_j) over the pairs p = 1 ... n,
 
-in any objective or margin with probability at most a = 5 % (split conformal prediction with the left-out residuals:
-Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005; Barber et al., Ann. Statist. 49(1), 2021, for what
+in any objective or margin with probability at most a = 5 % (conformal prediction with the left-out residuals: Vovk,
+Gammerman, Shafer, Algorithmic Learning in a Random World, 2005; Barber et al., Ann. Statist. 49(1), 2021, for what
 leaving out costs); w_j is the residuals' standard deviation, which makes the score one number for all columns, so that
 correlated ones cost no margin twice. Below 19 pairs no s exists and nobody is left out. So where
 
@@ -47,9 +47,11 @@ from typing import Final
 import numpy as np
 
 from dse.pareto import first_front, is_dominated
+from dse.space import BoundSpace
 
 MISS: Final = 0.05
 PILOT: Final = 20
+_MOST_PAIRS: Final = 512
 _MOST_CANDIDATES: Final = 1024
 _MOST_DRAWS: Final = 64
 _POINTS: Final = 512
@@ -134,6 +136,24 @@ def choose(
     return Chosen(rows[picked], n_within_reach)
 
 
+def round_size(n_promoted: int, ask_size: int) -> int:
+    """Return how many go up next: pilots first, then as many again as are known, up to the ask size or an eighth."""
+    if n_promoted < PILOT:
+        return min(PILOT - n_promoted, ask_size)
+    return max(min(n_promoted, ask_size), n_promoted // 8)
+
+
+def features(space: BoundSpace, codes: np.ndarray) -> np.ndarray:
+    """Return what a shift may depend on: levels of numbers from 0 to 1, a column of 0 and 1 for each word, (n, f)."""
+    columns: list[np.ndarray] = []
+    for parameter, column in zip(space.parameters, codes.T, strict=True):
+        if isinstance(parameter.levels[0], str):
+            columns += [(column == code).astype(np.float64) for code in range(len(parameter.levels))]
+        else:
+            columns.append(column / max(1, len(parameter.levels) - 1))
+    return np.stack(columns, axis=1) if columns else np.empty((len(codes), 0))
+
+
 class Scale:
     """Objectives as numbers whose differences are comparable along each column.
 
@@ -182,11 +202,12 @@ class Shifts:
         Args:
             features: of all designs below, shape (n, f).
             z: their scaled values, shape (n, d).
-            promoted: rows of the pairs, shape (q,).
+            promoted: rows of the pairs in the order in which they went up, shape (q,); the latest 512 count.
             z_high: their scaled values above, NaN where they cannot run, shape (q, d).
             rows: the candidates.
         """
         d = z.shape[1]
+        promoted, z_high = promoted[-_MOST_PAIRS:], z_high[-_MOST_PAIRS:]
         can_run = np.isfinite(z_high).all(axis=1)
         pairs = promoted[can_run]
         shift = z_high[can_run] - z[pairs]
@@ -201,7 +222,7 @@ class Shifts:
 
 
 def conformal_rank(n: int) -> int:
-    """Return which of n scores, from the smallest as 1, bounds the next with probability 1 - :data:`MISS`; 0 if none."""
+    """Return which of n scores, the smallest as 1, bounds the next with probability 1 - :data:`MISS`; 0 if none."""
     rank = math.ceil((n + 1) * (1.0 - MISS) - 1e-9)
     return rank if rank <= n else 0
 
@@ -222,8 +243,8 @@ def regress(inputs: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> tuple
     """Return ridge predictions, and what each known row leaves when it is left out.
 
     With C = K + l I, K the products of centred inputs and a constant, leaving out row i gives the residual
-    (C^-1 y)_i / (C^-1)_ii in closed form (Cawley and Talbot, Pattern Recognition 36, 2003). Each column of targets takes
-    the penalty l of the least squared residual; the constant is not penalised noticeably.
+    (C^-1 y)_i / (C^-1)_ii in closed form (Cawley and Talbot, Pattern Recognition 36, 2003). Each column of targets
+    takes the penalty l of the least squared residual; the constant is not penalised noticeably.
 
     Args:
         inputs: shape (q, f).
@@ -253,7 +274,8 @@ def regress(inputs: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> tuple
         error = (left**2).sum(axis=0)
         better = error < least
         if better.any():
-            predictions[:, better] = (a @ x.T / size + constant) @ weights[:, better]
+            chosen = weights[:, better]
+            predictions[:, better] = a @ (x.T @ chosen / size) + constant * chosen.sum(axis=0)
             residuals[:, better], least[better] = left[:, better], error[better]
     return predictions, residuals
 

@@ -153,8 +153,8 @@ def evaluate(
     from dse.hardware import read_hardware
     from dse.model import read_model
     from dse.problem import TARGET, Problem
-    from dse.results import metric_records
     from dse.scenario import Scenario
+    from dse.shown import metric_records
     from dse.whatif import evaluate_design
 
     read = read_model(model)
@@ -194,7 +194,7 @@ def _settings(settings: tuple[str, ...]) -> dict[str, str]:
 
 
 def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
-    from dse.results import show_knob
+    from dse.shown import show_knob
     from dse.text import table
 
     rows = [[label, show_knob(label, knob["value"])] for label, knob in knobs.items()]
@@ -203,7 +203,7 @@ def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
 
 def _print_metrics(metrics: Any) -> None:
     from dse.metrics import METRICS
-    from dse.results import show as shown
+    from dse.shown import show as shown
     from dse.text import table
 
     rows = [

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from dse.knobs import Scope
 from dse.protocols import Chosen, Exported
-from dse.results import metric_records
 from dse.schema import Entry, Field, value_of
+from dse.shown import metric_records
 
 FORMAT: Final = "mfm-dse/design/1"
 

@@ -50,7 +50,7 @@ class StudyRow:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatorRow:
-    """A cost model of a study, and the columns of its packed metrics."""
+    """A cost model of a study, and the rung that it stands on."""
 
     id: int
     group: str
@@ -58,6 +58,41 @@ class EvaluatorRow:
     cost_model: str
     version: str
     fingerprint: str
+    rung: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """Designs chosen for a rung in one round.
+
+    Attributes:
+        number: of the round, over all rungs.
+        rung: where they go.
+        n_below: designs that were finished on the rung below.
+        n_within_reach: designs there that might still have been on the front, these included.
+        designs: their numbers, in the order of the choice.
+        is_done: whether all of them are evaluated.
+    """
+
+    number: int
+    rung: int
+    n_below: int
+    n_within_reach: int
+    designs: np.ndarray
+    is_done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one evaluator has answered.
+
+    Attributes:
+        metrics: of all designs, NaN where it has not.
+        there: where it has, boolean, shape (n,).
+    """
+
+    metrics: MetricBatch
+    there: np.ndarray
 
 
 @dataclass
@@ -75,8 +110,10 @@ class StoredStudy:
         proposers: batch number -> proposer.
         n_batches: batches proposed so far.
         n_proposed_by_batch: designs proposed in each batch, duplicates included.
-        metrics: one batch per evaluator, NaN where a design has no evaluation yet.
-        evaluated: whether all evaluators have answered, shape (n,).
+        metrics: one batch per evaluator of rung 0, NaN where a design has no evaluation yet.
+        evaluated: whether all of these have answered, shape (n,).
+        answers: evaluator id -> its answers, on all rungs.
+        promotions: rounds of promotion, in order.
     """
 
     codes: np.ndarray
@@ -91,6 +128,8 @@ class StoredStudy:
     n_proposed_by_batch: list[int]
     metrics: list[MetricBatch]
     evaluated: np.ndarray
+    answers: dict[int, Answers]
+    promotions: list[Promotion]
 
     @cached_property
     def parents(self) -> list[tuple[int, ...]]:

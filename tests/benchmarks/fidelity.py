@@ -29,7 +29,7 @@ import numpy as np
 
 from dse.hypervolume import hypervolume
 from dse.pareto import first_front, ranks
-from dse.promotion import PILOT, Standing, choose
+from dse.promotion import Standing, choose, round_size
 
 PROBLEMS = ("equal", "regular", "rough", "mixed", "constrained", "one")
 LEVELS, KNOBS = 4, 6
@@ -73,7 +73,7 @@ def promotion(low: Standing, high: Standing, x: np.ndarray, budget: int, seed: i
     done = np.empty(0, dtype=np.int64)
     number = 0
     while len(done) < budget:
-        k = min(64, max(PILOT, len(done)), budget - len(done))
+        k = min(round_size(len(done), 64), budget - len(done))
         found = choose(low, x, done, high.take(done), k, np.random.default_rng([seed, 1, number]))
         if not len(found.rows):
             return
@@ -124,7 +124,11 @@ def play(name: str, seed: int, budgets: list[int]) -> dict[str, list[float]]:
     found["promotion"] = [truth.share(last[:b]) for b in budgets]
     rest = choose(low, x, last, high.take(last), len(x), np.random.default_rng(0))
     waiting = np.setdiff1d(truth.front, last)
-    given_up = 1.0 - len(np.intersect1d(waiting, rest.rows)) / len(waiting) if rest.n_within_reach <= 1024 and len(waiting) else np.nan
+    given_up = (
+        1.0 - len(np.intersect1d(waiting, rest.rows)) / len(waiting)
+        if rest.n_within_reach <= 1024 and len(waiting)
+        else np.nan
+    )
     ended = len(last)
     order = front_first(low, max(budgets), seed)
     found["front first"] = [truth.share(order[:b]) for b in budgets]
@@ -147,7 +151,9 @@ def main() -> None:
         for arm in ("promotion", "front first", "random"):
             table = np.array([run[arm] for run in runs])
             middle = np.quantile(table, [0.25, 0.5, 0.75], axis=0).round(3).T.tolist()
-            print(json.dumps({"problem": name, "arm": arm, **dict(zip(map(str, arguments.budgets), middle, strict=True))}))
+            print(
+                json.dumps({"problem": name, "arm": arm, **dict(zip(map(str, arguments.budgets), middle, strict=True))})
+            )
         told = {key: round(float(np.nanmean([run[key][0] for run in runs])), 3) for key in ("front", "paid", "lost")}
         print(json.dumps({"problem": name, **told}), flush=True)
 
