@@ -69,10 +69,13 @@ def front_page() -> None:
     name = _study_choice()
     if name is None:
         return
-    results = data.results(name)
-    front = results.front()
+    results = data.results(name).top
+    if len(results.fidelities) > 1:
+        chosen = st.selectbox("fidelity", results.fidelities, results.rung, key=f"fidelity-{name}")
+        results = results.at(results.fidelities.index(chosen))
+    front = results.front(results.rung)
     cells = st.columns(4)
-    done = int(results.stored.evaluated.sum())
+    done = int(results.evaluated.sum())
     cells[0].metric("designs", f"{done:,}")
     cells[1].metric("on the front", f"{len(front):,}")
     cells[2].metric("feasible", f"{int((results.violation == 0).sum()):,}")
@@ -149,14 +152,18 @@ def design_page() -> None:
     name = _study_choice()
     if name is None:
         return
-    results = data.results(name)
-    front = results.front()
+    results = data.results(name).top
+    front = results.front(results.rung)
     first = int(front.numbers[0]) if len(front) else 0
     number = st.number_input("design", 0, max(0, len(results) - 1), _asked_number(len(results), first))
     st.query_params["design"] = str(number)
     if not len(results):
         st.info("This study has no design yet.")
         return
+    if not results.evaluated[int(number)]:
+        results = results.at(0)
+    if len(results.fidelities) > 1:
+        st.caption(f"at {results.fidelity}")
     record = results.records([int(number)])[0]
     if record["is_feasible"]:
         st.success("feasible" + (", on the front" if int(number) in front.numbers else ""))

@@ -61,9 +61,9 @@ def drive(
         unfinished = np.flatnonzero(~stored.evaluated).tolist()
         store.count_attempt(row.id, unfinished, "its coordinator ended without a word")
     climbing = Climbing(study, store, row, means, was_lost) if study.ladder else None
-    goes_on = trials == row.asked and (
-        n_finished < row.target or (n_finished == row.target and climbing is not None and climbing.has_work)
-    )
+    # A run that had all its designs but did not come to say so has little or nothing left to do.
+    is_open = row.state in ("interrupted", "failed") or (climbing is not None and climbing.has_work)
+    goes_on = trials == row.asked and (n_finished < row.target or (n_finished == row.target and is_open))
     target = row.target if goes_on else n_finished + trials
     store.update_study(row.id, state="running", target=target, asked=trials, stop_reason="")
     clock = rules.clock()

@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "studies": "dse.cli.looking",
     "front": "dse.cli.looking",
     "show": "dse.cli.looking",
+    "fidelity": "dse.cli.agreeing",
     "evaluate": "dse.cli.looking",
     "export": "dse.cli.exchanging",
     "import": "dse.cli.exchanging",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from sqlalchemy import delete, update
 
 from dse import Choice, Float, Rung, Scenario, Space, Study
+from dse.agreement import agreements, rank_correlation
 from dse.cli.main import run as command
 from dse.errors import NameUnknown, StudyChanged, UserError
 from dse.metrics import Limit, MetricBatch
-from dse.store import open_store
+from dse.store import open_store, tables
 from dse.store.upkeep import check
 from dse.testing.samples import small_model
 
@@ -39,6 +42,7 @@ class Cheap:
         return f"{self.name}-{self.shift}-{self.broken}"
 
     def prepare(self, problem):
+        del problem
         return self
 
     def evaluate(self, batch):
@@ -50,11 +54,14 @@ class Cheap:
             "energy_j": bits * keep * (1 + 0.01 * size) * np.exp(self.shift * np.cos(3 * bits)),
             "area_mm2": size * (1 + 0.2 * self.shift),
         }
-        limits = [Limit("sram_bytes", np.where(bad, 2048.0, 0.0), np.full(len(batch), 1024.0), "{needed} of {available}")]
+        limits = [
+            Limit("sram_bytes", np.where(bad, 2048.0, 0.0), np.full(len(batch), 1024.0), "{needed} of {available}")
+        ]
         errors = dict.fromkeys(np.flatnonzero(np.isin(batch["pe_rows"], self.spoilt)).tolist(), "broke")
         return MetricBatch(values, len(batch), limits=limits, errors=errors)
 
     def breakdown(self, batch):
+        del batch
         return []
 
 
@@ -122,11 +129,10 @@ def test_promising_designs_go_up_and_the_front_is_drawn_within_one_combination(w
     assert low.results.fidelity == RUNGS[0]
     assert high.results.fidelity == RUNGS[1]
     assert set(high.numbers.tolist()) <= set(np.flatnonzero(top.evaluated).tolist())
-    # Drawn by hand: no promoted feasible design dominates one of the front.
-    objectives, feasible = top.objectives, np.flatnonzero(top.evaluated & (top.violation == 0))
-    for number in feasible.tolist():
-        better = (objectives[feasible] <= objectives[number]).all(axis=1) & (objectives[feasible] < objectives[number]).any(axis=1)
-        assert (number in high.numbers) == (not better.any())
+    # Dominance written out: the front are those promoted points that no other one beats.
+    points = top.objectives[top.evaluated & (top.violation == 0)]
+    beaten = [((points <= one).all(axis=1) & (points < one).any(axis=1)).any() for one in points]
+    assert {*map(tuple, points[~np.array(beaten)])} == {*map(tuple, top.objectives[high.numbers])}
     assert "at hardware=simulated, quality=prior (60 of 160 designs)" in str(high)
     assert "60 designs promoted to hardware=simulated, quality=prior, its budget" in results.row.stop_reason
 
@@ -190,7 +196,7 @@ def test_a_share_grows_with_the_study(tmp_path):
 def test_rungs_that_agree_promote_the_front_and_little_else(tmp_path):
     results = run(tmp_path / "a.db", make(designs=160, dear=Cheap("simulated", 0.0)))
     low, high = results.front(fidelity=0), results.front()
-    assert set(low.numbers.tolist()) == set(high.numbers.tolist())
+    assert low.results.objectives[low.numbers].tolist() == high.results.objectives[high.numbers].tolist()
     n = int(results.at(1).evaluated.sum())
     assert len(low) <= n <= len(low) + 20
     assert "no other is within reach of its front" in results.row.stop_reason
@@ -234,12 +240,14 @@ def test_three_rungs(tmp_path):
         laws, metrics, fingerprint = frozenset(), ("quality_loss",), "toy-loss-1"
 
         def prepare(self, problem):
+            del problem
             return self
 
         def evaluate(self, batch):
             return MetricBatch({"quality_loss": 9.0 - batch["weight_bits"].mean(axis=1)}, len(batch))
 
         def breakdown(self, batch):
+            del batch
             return []
 
     ladder = [Rung(Cheap("simulated", 0.4), 60), Rung([Loss()], designs=0.5)]
@@ -249,7 +257,9 @@ def test_three_rungs(tmp_path):
     assert results.front().results.rung == 2
     assert results.at("measured").rung == 2
     third = results.at(2)
-    assert (third.metrics.values["latency_s"][third.evaluated] == results.at(1).metrics.values["latency_s"][third.evaluated]).all()
+    assert (
+        third.metrics.values["latency_s"][third.evaluated] == results.at(1).metrics.values["latency_s"][third.evaluated]
+    ).all()
 
 
 def test_a_wall_clock_ends_promotion_and_the_same_command_goes_on(tmp_path, whole, monkeypatch):
@@ -267,6 +277,44 @@ def test_a_wall_clock_ends_promotion_and_the_same_command_goes_on(tmp_path, whol
     assert 0 < make().results(tmp_path / "a.db").at(1).evaluated.sum() < 60
     run(tmp_path / "a.db", make())
     assert told(make(), tmp_path / "a.db") == told(make(), whole)
+
+
+@pytest.mark.parametrize(
+    ("harm", "finding"),
+    [
+        (
+            lambda t: delete(t.promotion).where(t.promotion.c.number == 4),
+            "8 evaluations on rung 1 belong to no promotion",
+        ),
+        (lambda t: delete(t.promotion).where(t.promotion.c.number == 2), "promotion 3 is not what follows"),
+        (lambda t: delete(t.evaluation).where(t.evaluation.c.evaluator_id == 3), "promotion 0 is marked as done, 16"),
+    ],
+)
+def test_a_check_finds_broken_promotions(tmp_path, whole, harm, finding):
+    shutil.copy(whole, tmp_path / "a.db")
+    store = open_store(tmp_path / "a.db")
+    assert list(check(store)) == []
+    with store.engine.begin() as connection:
+        connection.execute(harm(tables))
+    assert any(finding in text for text in check(store)), list(check(store))
+    store.close()
+
+
+def test_a_round_whose_coordinator_vanished_counts_its_attempts(tmp_path, whole):
+    shutil.copy(whole, tmp_path / "a.db")
+    store = open_store(tmp_path / "a.db")
+    with store.engine.begin() as connection:
+        last = make().results(whole).stored.promotions[4].designs.tolist()
+        gone = delete(tables.evaluation).where(tables.evaluation.c.evaluator_id == 3)
+        connection.execute(gone.where(tables.evaluation.c.number.in_(last[5:])))
+        connection.execute(update(tables.promotion).where(tables.promotion.c.number == 4).values(is_done=False))
+        connection.execute(update(tables.study).values(state="running", lease_owner="elsewhere:1:a", lease_until_s=1.0))
+    store.close()
+    assert make().results(tmp_path / "a.db").at(1).records(last[5:6])[0]["status"] == "stale"
+    run(tmp_path / "a.db", make())
+    assert told(make(), tmp_path / "a.db") == told(make(), whole)
+    attempts = make().results(tmp_path / "a.db").stored.attempts
+    assert sorted(np.flatnonzero(attempts).tolist()) == sorted(last[5:])
 
 
 # ------------------------------------------------------------------ definitions
@@ -343,3 +391,31 @@ def test_the_command_line_names_the_combination(whole, capsys):
     assert [one["fidelity"] for one in both] == RUNGS
     assert both[0]["metrics"]["latency_s"] != both[1]["metrics"]["latency_s"]
     assert command(["front", "two", "--fidelity", "measured", "--db", str(whole)]) == 2
+
+
+def test_agreement_of_pairs_in_closed_form(whole, capsys):
+    results = make().results(whole)
+    one = agreements(results)[0]
+    by_name = {m.metric: m for m in one.metrics}
+    assert (one.n_below, one.n_designs, one.n_front) == (160, 60, len(results.front()))
+    assert by_name["quality_loss"].rank_correlation == pytest.approx(1.0)
+    assert (by_name["quality_loss"].ratio, by_name["area_mm2"].n_pairs) == (1.0, 60)
+    assert by_name["area_mm2"].ratio == pytest.approx(1.08)  # 1 + 0.2 * 0.4
+    rows = np.flatnonzero(results.at(1).evaluated)
+    size = results.space.decode(results.stored.codes[rows])["pe_rows"].astype(float)
+    assert by_name["latency_s"].ratio == pytest.approx(np.median(np.exp(0.4 * np.sin(size))))
+    assert command(["fidelity", "two", "--db", str(whole)]) == 0
+    shown = capsys.readouterr().out
+    assert "60 of 160 designs" in shown
+    assert "1.08" in shown
+    assert command(["fidelity", "two", "--db", str(whole), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rungs"][0]["n_designs"] == 60
+
+
+def test_rank_correlation_against_the_textbook():
+    # Without ties 1 - 6 sum d^2 / (n (n^2 - 1)) (Kendall and Gibbons, Rank Correlation Methods); sum d^2 = 8, n = 5.
+    assert rank_correlation(np.array([1.0, 2, 3, 4, 5]), np.array([3.0, 2, 1, 4, 5])) == pytest.approx(1 - 48 / 120)
+    assert rank_correlation(np.arange(4.0), -np.exp(np.arange(4.0))) == pytest.approx(-1.0)
+    # Ties at their mean rank: ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
+    assert rank_correlation(np.array([1.0, 2, 2, 3]), np.arange(4.0)) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))

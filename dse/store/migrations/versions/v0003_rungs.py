@@ -12,7 +12,7 @@ def upgrade() -> None:
     op.add_column("evaluator", sa.Column("rung", sa.SmallInteger, nullable=False, server_default=sa.text("0")))
     op.create_table(
         "promotion",
-        sa.Column("study_id", sa.ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("study_id", sa.Integer, sa.ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("rung", sa.SmallInteger, nullable=False),
         sa.Column("n_below", sa.Integer, nullable=False),
