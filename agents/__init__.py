@@ -12,6 +12,7 @@ PROPOSERS: Final = {
     "tpe": "agents.tpe:Tpe",
     "gp": "agents.gp:Gp",
     "local": "agents.local:Local",
+    "allocate": "agents.allocate:Allocate",
     "enumerate": "agents.exhaustive:Enumerate",
     "optuna": "agents.optuna_sampler:OptunaSampler",
 }

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -29,10 +29,12 @@ from costmodels.breakdown import Ledger
 from costmodels.chip import ENDS, Chip, Events
 from costmodels.fused_designs import AskedPhase, n_forms
 from costmodels.fusion import Partitioner, check_given, form_edges
-from costmodels.groups import N_GROUP_PLANES, VECTOR_OPS, Ask, make_room
+from costmodels.groups import N_GROUP_PLANES, VECTOR_OPS, Ask
 from costmodels.latency import BAND, request_times
 from costmodels.passes import ARRAY_S, N_PLANES, TRAFFIC_S, run_fused_pass, run_pass
+from costmodels.rowplan import make_room
 from costmodels.schedule import Schedule
+from costmodels.steps import Step
 from costmodels.tables import Gemms, class_of
 from costmodels.totals import (
     ACTIVATION_BYTES,
@@ -48,16 +50,13 @@ from costmodels.totals import (
     WEIGHT_BYTES,
 )
 from costmodels.vector_costs import VectorCoefficients
-from costmodels.workload import PHASES, PhaseSizes, Sizes, Workload
+from costmodels.workload import PHASES, Pass, PhaseSizes, Sizes, Workload
 from dse.canonical import content_hash
 from dse.designs import DesignBatch
 from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
-from dse.problem import Problem
-from dse.protocols import Breakdown
-
-if TYPE_CHECKING:
-    from costmodels.best_fusion import BestFusion
+from dse.problem import TARGET, Problem
+from dse.protocols import BestFusion, Breakdown
 
 # Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
 # second-level cache; compiled passes have none of them, and larger chunks spread the cost of a call.
@@ -148,15 +147,16 @@ class AcceleratorEvaluator:
         problem: its hardware is an :class:`~dse.hardware.Accelerator`.
         hardware: that accelerator.
         version: version of the cost model, part of the fingerprint.
+        role: the model it is about.
     """
 
     metrics: Sequence[str] = METRICS
     can_fuse = True
     band = BAND
 
-    def __init__(self, problem: Problem, hardware: Accelerator, version: str) -> None:
+    def __init__(self, problem: Problem, hardware: Accelerator, version: str, role: str = TARGET) -> None:
         self.problem, self.hardware = problem, hardware
-        self.workload = Workload(problem)
+        self.workload = Workload(problem, role)
         if problem.fusion:
             check_given(problem.target, problem.fusion, PHASES)
             for phase in PHASES:
@@ -213,6 +213,27 @@ class AcceleratorEvaluator:
 
         return best_fusion(self.workload, Chip(self.hardware, batch), batch, phase, component, block, objective)
 
+    def step(self, batch: DesignBatch, asked: Pass) -> Step:
+        """Return what one pass takes, arrays (n,); see :class:`~costmodels.steps.Step`."""
+        chip, n = Chip(self.hardware, batch), len(batch)
+        sizes = self.workload.size(batch, with_fusion=self.can_fuse, asked=asked)
+        if not sizes.phases:
+            return Step.none(n)
+        (phase,) = sizes.phases
+        vectors = self.workload.tables(batch.schema).vectors[phase.name]
+        work = self._work(phase, VectorCoefficients.of(vectors.labels), chip, False)
+        seconds, events = work.seconds(chip), work.events()
+        slack = {"low": self.band[0], "value": 1.0, "high": self.band[1]}
+        times = {end: ratio * seconds for end, ratio in slack.items()}
+        joules = [chip.energy(events, end) + chip.leakage_w(end) * times[end] for end in slack]
+        return Step(np.stack(list(times.values())), np.stack(joules), events.dram_bits / 8, work.gemms[LIVE_BYTES])
+
+    def best_fusions(self, batch: DesignBatch, objective: str) -> list[BestFusion]:
+        """Return the best partition of each kind of block, as :meth:`best_fusion` does."""
+        from costmodels.best_fusion import best_fusions
+
+        return best_fusions(self.workload, Chip(self.hardware, batch), batch, objective)
+
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
         n = len(batch)
         chip, sizes = Chip(self.hardware, batch), self.workload.size(batch, with_fusion=self.can_fuse)
@@ -227,9 +248,7 @@ class AcceleratorEvaluator:
             events = events.plus(work.events(), self._passes(phase.name))
             live = np.maximum(live, work.gemms[LIVE_BYTES])
             tiles = np.maximum(tiles, work.gemms[TILE_BYTES])
-            limits += _group_limits(work, chip)
-            if phase.fused is not None:
-                limits += _illegal_groups(phase.fused)
+            limits += fusion_limits(phase, work, chip)
             if ledger is not None:
                 labels = tables.gemms[phase.name].labels
                 vector_labels = [(c, class_of(kind)) for c, kind in tables.vectors[phase.name].labels]
@@ -320,37 +339,38 @@ class AcceleratorEvaluator:
         return MetricBatch(values, n, intervals, dict.fromkeys(values, "analytical"), broken).masked()
 
 
+def ask_of(asked: AskedPhase, chip: Chip) -> Ask:
+    """Return what designs fuse, for the compiled loops."""
+    return Ask(
+        asked.mask, asked.attention, chip.attn_tile_q, chip.attn_tile_kv, np.ascontiguousarray(chip.lanes[:, 0]),
+        asked.skipped_products,
+    )  # fmt: skip
+
+
 def _run_fused(g: Gemms, asked: AskedPhase, chip: Chip, with_planes: bool) -> tuple[np.ndarray, np.ndarray, FusedWork]:
     """Return totals and planes of the products, and what the groups of a pass do."""
     n, tables = len(g.bound.block), asked.tables
     planes = np.zeros((N_PLANES, n, len(g.products.kind)) if with_planes else (N_PLANES, 0, 0))
-    ask = Ask(
-        asked.mask, asked.attention, chip.attn_tile_q, chip.attn_tile_kv, np.ascontiguousarray(chip.lanes[:, 0]),
-        asked.skipped_products,
-    )  # fmt: skip
     held = np.zeros((len(tables.labels), n))
     group_planes = np.zeros((N_GROUP_PLANES, n, len(tables.op_labels)) if with_planes else (N_GROUP_PLANES, 0, 0))
     totals = run_fused_pass(
         g.products, g.bound, g.widths, chip.arrays, g.is_weight, g.is_cached, planes, tables.rows, tables.attentions,
-        ask, make_room(tables.rows), held, group_planes,
+        ask_of(asked, chip), make_room(tables.rows), held, group_planes,
     )  # fmt: skip
     return totals, planes, FusedWork(tables.labels, held, tables.op_labels, group_planes)
 
 
-def _group_limits(work: _Work, chip: Chip) -> list[Limit]:
-    """Return the law that each group's tiles fit on chip."""
-    if work.groups is None:
+def fusion_limits(phase: PhaseSizes, work: _Work, chip: Chip) -> list[Limit]:
+    """Return the laws that each group's tiles fit on chip, and that forms which are legal apart are so together."""
+    if phase.fused is None or work.groups is None:
         return []
     text = "the fused {label} needs {{needed}} of on-chip memory of {{available}}"
     pairs = zip(work.groups.labels, work.groups.held_bytes, strict=True)
-    return [Limit("sram_bytes", held, chip.sram_bytes, text.format(label=label)) for label, held in pairs]
-
-
-def _illegal_groups(asked: AskedPhase) -> list[Limit]:
-    """Return the laws that forms break together which are legal apart."""
-    return [
-        Limit("n_illegal_groups", (asked.mask[:, c] == mask).astype(np.float64), np.zeros(len(asked.mask)), why)
-        for (c, mask), why in asked.tables.illegal.items()
+    limits = [Limit("sram_bytes", held, chip.sram_bytes, text.format(label=label)) for label, held in pairs]
+    mask = phase.fused.mask
+    return limits + [
+        Limit("n_illegal_groups", (mask[:, c] == bits).astype(np.float64), np.zeros(len(mask)), why)
+        for (c, bits), why in phase.fused.tables.illegal.items()
     ]
 
 

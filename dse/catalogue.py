@@ -20,13 +20,25 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import Calibrator, CostModel, Exporter, OutsideTool, Proposer, Tracer
+from dse.protocols import (
+    Calibrator,
+    CascadeJudge,
+    CostModel,
+    Exporter,
+    Fuser,
+    OutsideTool,
+    Plotter,
+    Profiler,
+    Proposer,
+    Tracer,
+)
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
     "proposer": "mfm_dse.proposers",
     "exporter": "mfm_dse.exporters",
     "outside tool": "mfm_dse.outside_tools",
+    "plotter": "mfm_dse.plotters",
 }
 
 
@@ -93,17 +105,22 @@ def cost_model(name: str) -> CostModel:
     return model
 
 
+def _first(capability: Any, what: str) -> Any:
+    for name in sorted(listing("cost model")):
+        model = _load("cost model", name)
+        if isinstance(model, capability):
+            return model
+    raise UserError(f"no cost model {what}", "'dse doctor' shows which are installed")
+
+
 def calibrator() -> Calibrator:
     """Return the first cost model, by name, that takes measurements of devices.
 
     Raises:
         UserError: none does.
     """
-    for name in sorted(listing("cost model")):
-        model = _load("cost model", name)
-        if isinstance(model, Calibrator):
-            return model
-    raise UserError("no cost model takes measurements of devices", "'dse doctor' shows which are installed")
+    found: Calibrator = _first(Calibrator, "takes measurements of devices")
+    return found
 
 
 def tracer() -> Tracer:
@@ -112,11 +129,38 @@ def tracer() -> Tracer:
     Raises:
         UserError: none does.
     """
-    for name in sorted(listing("cost model")):
-        model = _load("cost model", name)
-        if isinstance(model, Tracer):
-            return model
-    raise UserError("no cost model draws designs over time", "'dse doctor' shows which are installed")
+    found: Tracer = _first(Tracer, "draws designs over time")
+    return found
+
+
+def fuser() -> Fuser:
+    """Return the first cost model, by name, that finds which operators to fuse.
+
+    Raises:
+        UserError: none does.
+    """
+    found: Fuser = _first(Fuser, "finds which operators to fuse")
+    return found
+
+
+def profiler() -> Profiler:
+    """Return the first cost model, by name, that measures quality profiles.
+
+    Raises:
+        UserError: none does.
+    """
+    found: Profiler = _first(Profiler, "measures quality profiles")
+    return found
+
+
+def cascade_judge() -> CascadeJudge:
+    """Return the first cost model, by name, that reads logs of cascades.
+
+    Raises:
+        UserError: none does.
+    """
+    found: CascadeJudge = _first(CascadeJudge, "reads logs of cascades")
+    return found
 
 
 def proposer(name: str) -> Proposer:
@@ -135,3 +179,15 @@ def outside_tool(name: str) -> OutsideTool:
     """Return the outside tool of that name; :func:`listing` names them all."""
     made: OutsideTool = _load("outside tool", name)
     return made
+
+
+def plotter() -> Plotter:
+    """Return the first plotter, by name.
+
+    Raises:
+        UserError: there is none, or what it draws with is not installed.
+    """
+    for name in sorted(listing("plotter")):
+        made: Plotter = _load("plotter", name)
+        return made
+    raise UserError("there is nothing to draw with", "pip install 'mfm-dse[dashboard]'")

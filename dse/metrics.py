@@ -78,8 +78,15 @@ METRICS: Final[dict[str, Metric]] = _all(
     Metric("write_wait_s", "min", "time in which it waits until results are written"),
     Metric("area_mm2", "min", "silicon area of the accelerator"),
     Metric("cost_usd", "min", "rental cost of one request at the low end of the price range"),
+    Metric("latency_p50_s", "min", "median of the latency over queries and routes"),
+    Metric("latency_p95_s", "min", "latency that 95 % of the queries stay within"),
+    Metric("latency_p99_s", "min", "latency that 99 % of the queries stay within"),
+    Metric("escalation_ratio", "min", "share of the queries that the first stage passes on"),
+    Metric("n_draft_tokens", "max", "tokens guessed per step of the model that answers last"),
+    Metric("n_tokens_per_step", "max", "tokens that a step of the model that answers last yields"),
     Metric("quality_loss", "min", "increase of the loss per token over the uncompressed model"),
     Metric("accuracy_ratio", "max", "task accuracy relative to the uncompressed model"),
+    Metric("quality_cliff_ratio", "min", "part of the predicted loss that comes from choices at or beyond a cliff"),
 )
 
 

@@ -14,18 +14,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dse.cascades import CascadeTable
 from dse.designs import DesignBatch
 from dse.hardware import Device
 from dse.metrics import MetricBatch
+from dse.model import Model
 from dse.objectives import Goal
 from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
+from dse.profile import Configuration, Measurement, ProfileHeader, QualityProfile
 from dse.space import BoundSpace, row_keys
+
+if TYPE_CHECKING:
+    from dse.results import Results
 
 # ---------------------------------------------------------------------------------------------- cost models
 
@@ -100,6 +106,15 @@ class CostModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Additive(Protocol):
+    """An evaluator whose losses are a monotone curve of a sum over places; a capability beside :class:`Evaluator`."""
+
+    def summed_loss(self, batch: DesignBatch) -> np.ndarray:
+        """Return the sum that stands under the curve, in nats, shape (n,): what allocation adds up."""
+        ...
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Constants fitted to a table of measurements.
@@ -149,6 +164,157 @@ class Tracer(Protocol):
 
         Raises:
             UserError: a design that cannot run or be drawn, or no such phase.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a logged cascade is good for.
+
+    Attributes:
+        scores: per stage before the last and score ("confidence", "1 self-test", ...): stage, score, auroc, low, high,
+            worse (whether a self-test ranks worse than confidence).
+        alone: per stage: stage, accuracy, cost.
+        front: choices that no other beats in cost and accuracy, on all queries: thresholds, tests, cost, accuracy,
+            escalation.
+        held_out: choices made on one half of the queries, and how they do on the other: goal, thresholds, tests, and
+            cost, accuracy, escalation of each half.
+    """
+
+    scores: Sequence[Mapping[str, Any]]
+    alone: Sequence[Mapping[str, Any]]
+    front: Sequence[Mapping[str, Any]]
+    held_out: Sequence[Mapping[str, Any]]
+
+
+@runtime_checkable
+class CascadeJudge(Protocol):
+    """A cost model that reads logs of cascades; a capability beside :class:`CostModel`."""
+
+    def judge(self, table: CascadeTable, costs: Mapping[str, float], test_cost_ratio: float, seed: int) -> Judgement:
+        """Return what a logged cascade is good for.
+
+        Args:
+            table: the log.
+            costs: role -> cost of an answer.
+            test_cost_ratio: cost of a self-test over that of the stage's answer.
+            seed: of the split into halves.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BestFusion:
+    """The best legal partition of the blocks of a component that are alike, and what it costs one of them.
+
+    Attributes:
+        phase, component: where the blocks run.
+        blocks: their indices.
+        fusion: groups of edges, as a study takes them.
+        dram_bytes, seconds: of one pass of a block.
+        unfused_dram_bytes, unfused_seconds: the same where every operator runs alone.
+        held_bytes: on-chip memory that the largest group holds, 0 where nothing is fused.
+    """
+
+    phase: str
+    component: str
+    blocks: Sequence[int]
+    fusion: Mapping[str, Sequence[tuple[str, str]]]
+    dram_bytes: float
+    seconds: float
+    unfused_dram_bytes: float
+    unfused_seconds: float
+    held_bytes: float
+
+
+@runtime_checkable
+class Fuser(Protocol):
+    """A cost model that finds which operators to fuse; a capability beside :class:`CostModel`."""
+
+    def best_fusions(self, problem: Problem, design: DesignBatch, by: str) -> Sequence[BestFusion]:
+        """Return the best fusion of each kind of block in each phase.
+
+        Args:
+            problem: what the design is for.
+            design: a batch of one row; its on-chip memory is the budget.
+            by: "bytes" or "time": what is to be least.
+
+        Raises:
+            UserError: hardware without operators to fuse.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ProfileOrder:
+    """What is to be profiled, and how.
+
+    Attributes:
+        file: the user's Python file, "" for none.
+        weights: checkpoint, a Hugging Face folder or what the file makes of it; "" for none.
+        text: plain text that a language model is measured on, "" for none.
+        out: the profile's file, which its paths are relative to.
+        model: the model's description, None to go by the names of its modules.
+        quantiser: symmetric, granularity and group_size, those that differ from the default.
+        values: knob -> values to measure, empty for all that can be.
+        per: depth of the groups of widths: "module", "block.kind", "block" or "component".
+        seed: of everything random.
+        date: as the profile states it.
+        estimate: "" to measure; "weights" or "fisher" to estimate from weights, or from gradients too.
+    """
+
+    file: str = ""
+    weights: str = ""
+    text: str = ""
+    out: str = "profile.jsonl"
+    model: Model | None = None
+    quantiser: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Sequence[Value]] = field(default_factory=dict)
+    per: str = "module"
+    seed: int = 0
+    date: str = ""
+    estimate: str = ""
+
+
+class Profiling(Protocol):
+    """A profile under way; whoever asks for the next measurement keeps it, and decides when it is enough.
+
+    Attributes:
+        header: the profile's first line.
+        n_singles: single choices that there are to measure.
+        notes: what cannot be measured, one sentence each.
+    """
+
+    @property
+    def header(self) -> ProfileHeader: ...  # noqa: D102
+    @property
+    def n_singles(self) -> int: ...  # noqa: D102
+    @property
+    def notes(self) -> Sequence[str]: ...  # noqa: D102
+
+    def singles(self, known: Sequence[Measurement]) -> Iterator[Measurement]:
+        """Yield measurements of single choices that are not known yet, the most telling first."""
+        ...
+
+    def configurations(self, known: QualityProfile, n: int, n_held_out: int) -> Iterator[Configuration]:
+        """Yield random configurations that are not known yet, until there are n, and n_held_out held out."""
+        ...
+
+    def scores(self, profile: QualityProfile) -> Mapping[str, float]:
+        """Return how well the surrogate predicts the held-out configurations, by name; empty where too few."""
+        ...
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """A cost model that measures quality profiles; a capability beside :class:`CostModel`."""
+
+    def profiling(self, order: ProfileOrder) -> Profiling:
+        """Return a profile to be measured.
+
+        Raises:
+            UserError: something is not installed, or a model, file or setting that cannot be.
         """
         ...
 
@@ -302,6 +468,25 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
+class CostModelUsed:
+    """A cost model that gave some metrics of a design.
+
+    Attributes:
+        name: its name in the catalogue.
+        group, fidelity, version: as :class:`CostModel` has them.
+        fingerprint: of the evaluator that ran, see :class:`Evaluator`.
+        metrics: names of the columns that it gave.
+    """
+
+    name: str
+    group: str
+    fidelity: str
+    version: str
+    fingerprint: str
+    metrics: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Chosen:
     """A design picked for export, with the evidence for it.
 
@@ -313,6 +498,7 @@ class Chosen:
         values: knob label -> value as the study's space names them.
         metrics: its metrics, a batch of one row.
         provenance: where it comes from (proposer, seed, cost models with versions and fingerprints, ...).
+        cost_models: who gave the metrics.
     """
 
     study: str
@@ -322,6 +508,7 @@ class Chosen:
     values: Mapping[str, Value]
     metrics: MetricBatch
     provenance: Mapping[str, str] = field(default_factory=dict)
+    cost_models: Sequence[CostModelUsed] = ()
 
 
 @dataclass(frozen=True)
@@ -331,10 +518,12 @@ class Exported:
     Attributes:
         files: relative file name -> content.
         not_expressible: what of the design the format cannot say, one sentence each; never dropped in silence.
+        notes: what whoever uses the files should know besides, one sentence each.
     """
 
     files: Mapping[str, bytes]
     not_expressible: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @runtime_checkable
@@ -351,6 +540,34 @@ class Exporter(Protocol):
 
     def export(self, chosen: Chosen) -> Exported:
         """Return the files; touches no file system itself."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+@runtime_checkable
+class Plotter(Protocol):
+    """Draws stored studies into files.
+
+    Attributes:
+        kinds: what it can draw.
+    """
+
+    kinds: tuple[str, ...]
+
+    def draw(self, results: Results, kind: str, options: Mapping[str, str], suffix: str) -> bytes:
+        """Return a figure as a file's content.
+
+        Args:
+            results: the study.
+            kind: one of :attr:`kinds`.
+            options: what to draw, by name; each kind has defaults.
+            suffix: ending of the file, which says its format (".html").
+
+        Raises:
+            UserError: a kind, option or format that it has not, or nothing to draw.
+        """
         ...
 
 

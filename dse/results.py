@@ -22,7 +22,7 @@ from dse.objectives import Goal
 from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
-from dse.protocols import Breakdown, Chosen
+from dse.protocols import Breakdown, Chosen, CostModelUsed
 from dse.shown import metric_records
 from dse.space import BoundSpace, Space
 from dse.store import EvaluatorRow, Store, StoredStudy, StudyRow
@@ -76,6 +76,21 @@ class Results:
         check_codes(name, space, stored)
         return cls(row, space, goal, stored, store.evaluators(row.id))
 
+    def refreshed(self, store: Store) -> Results:
+        """Return the study as it is stored now, reading only what came since; itself where nothing did.
+
+        Raises:
+            NameUnknown: the study was deleted.
+        """
+        row = store.study(self.row.name)
+        if row.id != self.row.id or store.evaluators(row.id) != list(self.all_evaluators):
+            return Results.load(store, row.name)  # as at first, with the metrics that every design has
+        if (row.updated_s, row.n_designs, row.state) == (self.row.updated_s, self.row.n_designs, self.row.state):
+            return self
+        first = self.stored.n_settled
+        tail = store.load(row.id, code_dtype(self.space), self.space.n_parameters, first)
+        return Results(row, self.space, self.goal, self.stored.continued(tail), self.all_evaluators, self.rung)
+
     def __len__(self) -> int:
         return len(self.stored.codes)
 
@@ -107,8 +122,18 @@ class Results:
     @property
     def top(self) -> Results:
         """The same designs with the metrics of the highest rung on which any of them has been evaluated."""
-        reached = [p.rung for p in self.stored.promotions if self._at_rung(p.rung).evaluated.any()]
-        return self._at_rung(max(reached, default=0))
+        rungs = {p.rung for p in self.stored.promotions}
+        return self._at_rung(max((r for r in rungs if self._at_rung(r).evaluated.any()), default=0))
+
+    def fidelities_of(self, number: int) -> list[Results]:
+        """Return the results at each combination that has metrics of a design; at the lowest in any case, and first.
+
+        Raises:
+            UserError: there is no design of that number.
+        """
+        self._check_number(number)
+        above = [self._at_rung(rung) for rung in range(1, len(self.fidelities))]
+        return [self._at_rung(0), *(view for view in above if view.evaluated[number])]
 
     @cached_property
     def evaluators(self) -> list[EvaluatorRow]:
@@ -180,12 +205,8 @@ class Results:
         Raises:
             UserError: there is no design of that number.
         """
-        if not 0 <= number < len(self):
-            raise UserError(
-                f"study {self.row.name!r} has no design {number}",
-                f"it has designs 0 to {len(self) - 1}" if len(self) else "it has no design yet",
-            )
-        codes = self.stored.codes[number : number + 1]
+        self._check_number(number)
+        codes, answers = self.stored.codes[number : number + 1], self.stored.answers
         return Chosen(
             study=self.row.name,
             number=number,
@@ -203,7 +224,21 @@ class Results:
                     for e in self.evaluators
                 },
             },
+            cost_models=[
+                CostModelUsed(
+                    e.cost_model, e.group, e.fidelity, e.version, e.fingerprint, list(answers[e.id].metrics.values)
+                )
+                for e in self.evaluators
+                if e.id in answers
+            ],
         )
+
+    def _check_number(self, number: int) -> None:
+        if not 0 <= number < len(self):
+            raise UserError(
+                f"study {self.row.name!r} has no design {number}",
+                f"it has designs 0 to {len(self) - 1}" if len(self) else "it has no design yet",
+            )
 
     def breakdown(self, number: int) -> list[Breakdown]:
         """Return the additive parts of a design's metrics, recomputed with the cost models of this combination.

@@ -25,6 +25,7 @@ import numpy as np
 from dse import catalogue, seeding
 from dse.canonical import compare
 from dse.coordinator import Reporter, drive
+from dse.coverage import check_coverage
 from dse.errors import StoreError, StoreRefused, StudyChanged, UserError, tell_in_words
 from dse.evaluation import Evaluation
 from dse.execute import Means
@@ -34,7 +35,9 @@ from dse.ladder import Ladder, Rung
 from dse.model import Model, read_model
 from dse.objectives import Goal
 from dse.params import Value
+from dse.policy import Policy
 from dse.problem import TARGET, Problem, WeightFormat
+from dse.profile import QualityProfile, read_profile
 from dse.protocols import CostModel, Proposer
 from dse.results import Results
 from dse.scenario import Scenario
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
 
 SPEC_FORMAT: Final = 1
 DEFAULT_COST_MODELS: Final = ("analytical", "prior")
+POLICY_COST_MODELS: Final = ("policy",)
+PROFILED_COST_MODELS: Final = ("analytical", "surrogate")
 DB_VARIABLE: Final = "DSE_DB"
 WAIT_STEP_S: Final = 0.5
 
@@ -69,11 +74,15 @@ class Study:
         objectives: "min latency_s, max accuracy_ratio".
         constraints: "area_mm2 <= 40, memory_bytes <= 4 GiB".
         proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves.
-        cost_models: names or cost models, one per metric group, that evaluate every design.
+        cost_models: names or cost models, one per metric group, that evaluate every design; by default "analytical" and
+            "prior", with a policy "policy", which gives the metrics of both for whole requests.
         ladder: rungs above these, from low to high: dearer cost models that evaluate the promising designs only,
             ``Rung("simulated", designs=200)``.
         weight_format: storage format of quantised weights.
         fusion: operators that run fused beside the named forms, see :class:`dse.problem.Problem`.
+        policy: what is known of drafters and cascade stages; gives the space their knobs.
+        quality: quality profile of the model, as a file or read already; a mapping role -> profile where there are
+            several models. With one, the cost model "surrogate" takes the place of "prior" unless others are named.
         trials: designs that a run evaluates unless it is told otherwise.
         seed: seed of everything random.
         ask_size: designs asked for at a time.
@@ -96,10 +105,12 @@ class Study:
         objectives: str | Sequence[str],
         constraints: str | Sequence[str] = (),
         proposers: str | Proposer | Sequence[str | Proposer] = "auto",
-        cost_models: str | Sequence[str | CostModel] = DEFAULT_COST_MODELS,
+        cost_models: str | Sequence[str | CostModel] | None = None,
         ladder: Rung | Sequence[Rung] = (),
         weight_format: WeightFormat | None = None,
         fusion: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+        policy: Policy | None = None,
+        quality: str | Path | QualityProfile | Mapping[str, str | Path | QualityProfile] | None = None,
         trials: int = 1000,
         seed: int = 0,
         ask_size: int = 64,
@@ -118,10 +129,15 @@ class Study:
             hardware=hardware if isinstance(hardware, Accelerator | Device) else read_hardware(hardware),
             weight_format=weight_format or WeightFormat(),
             fusion=fusion or {},
+            policy=policy,
+            quality=_profiles(quality),
         )
         self.space = space
         self.bound_space = space.bind(self.problem)
-        self.cost_models = (cost_models,) if isinstance(cost_models, str) else tuple(cost_models)
+        named = cost_models or _default_cost_models(self.problem)
+        self.cost_models = (named,) if isinstance(named, str) else tuple(named)
+        if TARGET in self.problem.quality:
+            check_coverage(self.problem.quality[TARGET], self.bound_space)
         self.goal = Goal.parse(objectives, constraints, self.evaluation.metrics)
         self.ladder = Ladder(
             self.bound_space, self.evaluation, (ladder,) if isinstance(ladder, Rung) else ladder, self.goal.metrics
@@ -333,9 +349,22 @@ class Study:
         return row
 
 
+def _default_cost_models(problem: Problem) -> tuple[str, ...]:
+    if problem.policy is not None:
+        return POLICY_COST_MODELS
+    return PROFILED_COST_MODELS if TARGET in problem.quality else DEFAULT_COST_MODELS
+
+
 def database(db: str | Path | None) -> str:
     """Return the database to use: the given one, else DSE_DB, else "mfm-dse.db" in the current folder."""
     return str(db or os.environ.get(DB_VARIABLE) or DEFAULT_URL)
+
+
+def _profiles(
+    quality: str | Path | QualityProfile | Mapping[str, str | Path | QualityProfile] | None,
+) -> dict[str, QualityProfile]:
+    by_role = quality if isinstance(quality, Mapping) else {} if quality is None else {TARGET: quality}
+    return {role: p if isinstance(p, QualityProfile) else read_profile(p) for role, p in by_role.items()}
 
 
 def _check_name(name: str) -> str:

@@ -110,9 +110,9 @@ class StoredStudy:
         proposers: batch number -> proposer.
         n_batches: batches proposed so far.
         n_proposed_by_batch: designs proposed in each batch, duplicates included.
-        metrics: one batch per evaluator of rung 0, NaN where a design has no evaluation yet.
-        evaluated: whether all of these have answered, shape (n,).
-        answers: evaluator id -> its answers, on all rungs.
+        created_s: when each batch was proposed, seconds since 1970, shape (n_batches,).
+        base: evaluator id -> its answers, of those that every design is evaluated with.
+        upper: evaluator id -> its answers, of those on the rungs above; always of all designs from number 0 on.
         promotions: rounds of promotion, in order.
     """
 
@@ -126,12 +126,69 @@ class StoredStudy:
     proposers: dict[int, str]
     n_batches: int
     n_proposed_by_batch: list[int]
-    metrics: list[MetricBatch]
-    evaluated: np.ndarray
-    answers: dict[int, Answers]
+    created_s: np.ndarray
+    base: dict[int, Answers]
+    upper: dict[int, Answers]
     promotions: list[Promotion]
 
     @cached_property
     def parents(self) -> list[tuple[int, ...]]:
         """Numbers of the designs that each was derived from."""
         return [tuple(map(int, text.split(","))) if text else () for text in self.parents_text]
+
+    @cached_property
+    def answers(self) -> dict[int, Answers]:
+        """Evaluator id -> its answers, on all rungs."""
+        return self.base | self.upper
+
+    @property
+    def metrics(self) -> list[MetricBatch]:
+        """One batch per evaluator that every design is evaluated with, NaN where a design has no evaluation yet."""
+        return [answers.metrics for answers in self.base.values()]
+
+    @cached_property
+    def evaluated(self) -> np.ndarray:
+        """Whether all of these have answered, shape (n,)."""
+        there = [answers.there for answers in self.base.values()]
+        return np.logical_and.reduce(there) if there else np.ones(len(self.codes), dtype=bool)
+
+    @property
+    def n_settled(self) -> int:
+        """How many designs from the first on stand in batches that are evaluated whole.
+
+        What ``base`` says of them changes no more; they may still go up a rung.
+        """
+        waiting = np.flatnonzero(~self.evaluated)
+        if not len(waiting):
+            return len(self.codes)
+        return int(np.searchsorted(self.batches, self.batches[waiting[0]]))
+
+    def continued(self, tail: StoredStudy) -> StoredStudy:
+        """Return this study with everything after its settled designs replaced by what was loaded from there on."""
+        first = self.n_settled
+        kept = int(self.batches[first - 1]) + 1 if first else 0  # empty batches behind it come with the tail
+        n = first + len(tail.codes)
+        rows = np.arange(n)
+
+        def joined(old: Answers, new: Answers) -> Answers:
+            kept_rows = old.metrics.take(slice(first))
+            metrics = MetricBatch.scatter([(rows[:first], kept_rows), (rows[first:], new.metrics)], n)
+            return Answers(metrics, np.concatenate([old.there[:first], new.there]))
+
+        return StoredStudy(
+            codes=np.concatenate([self.codes[:first], tail.codes]),
+            hashes=self.hashes[:first] + tail.hashes,
+            batches=np.concatenate([self.batches[:first], tail.batches]),
+            marks=np.concatenate([self.marks[:first], tail.marks]),
+            parents_text=self.parents_text[:first] + tail.parents_text,
+            attempts=np.concatenate([self.attempts[:first], tail.attempts]),
+            last_errors={k: v for k, v in self.last_errors.items() if k < first}
+            | {first + k: v for k, v in tail.last_errors.items()},
+            proposers={b: p for b, p in self.proposers.items() if b < kept} | tail.proposers,
+            n_batches=kept + tail.n_batches,
+            n_proposed_by_batch=self.n_proposed_by_batch[:kept] + tail.n_proposed_by_batch,
+            created_s=np.concatenate([self.created_s[:kept], tail.created_s]),
+            base={e: joined(self.base[e], new) for e, new in tail.base.items()},
+            upper=tail.upper,
+            promotions=tail.promotions,
+        )
