@@ -71,7 +71,8 @@ class Ladder:
         needed: metrics of the study's goal, which every combination must give.
 
     Raises:
-        UserError: a rung that changes nothing, or whose combination lacks a metric of the goal.
+        UserError: a rung that changes nothing or gives what another group gives, or whose combination lacks a metric of
+            the goal.
     """
 
     def __init__(self, space: BoundSpace, base: Evaluation, rungs: Sequence[Rung], needed: Sequence[str]) -> None:
@@ -90,6 +91,7 @@ class Ladder:
                     )
             held |= fresh
             columns |= evaluation.metrics_by_group
+            _check_owners(evaluation, columns)
             given = {name for names in columns.values() for name in names}
             missing = [name for name in needed if name not in given]
             if missing:
@@ -111,6 +113,18 @@ class Ladder:
             }
             for evaluation, fingerprints in zip(self.evaluations, self._fingerprints, strict=True)
         ]
+
+
+def _check_owners(evaluation: Evaluation, columns: Mapping[str, Sequence[str]]) -> None:
+    """Check that nobody else gives the metrics of a rung's cost models: it would hide which of the two is shown."""
+    for model in evaluation.models:
+        for group, names in columns.items():
+            both = [name for name in columns[model.group] if name in names]
+            if both and group != model.group:
+                raise UserError(
+                    f"cost model {model.name!r} of a rung gives {', '.join(both[:3])}, as the {group} metrics do",
+                    f"it takes the place of {model.group} cost models; name one of group {group}",
+                )
 
 
 def _identities(evaluation: Evaluation, fingerprints: Sequence[str]) -> dict[str, tuple[str, str]]:

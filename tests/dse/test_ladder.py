@@ -6,6 +6,8 @@ import json
 import shutil
 
 import numpy as np
+import optuna
+import pandas as pd
 import pytest
 from sqlalchemy import delete, update
 
@@ -328,6 +330,7 @@ def test_a_round_whose_coordinator_vanished_counts_its_attempts(tmp_path, whole)
         (lambda: Rung([]), "at least one cost model"),
         (lambda: make(ladder=Rung(Cheap())), "gives the hardware metrics below it too"),
         (lambda: make(ladder=Rung("simulatid")), "simulated"),
+        (lambda: make(dear=Cheap("simulated", 0.4, group="serving")), "gives latency_s, .* as the hardware metrics do"),
     ],
 )
 def test_a_ladder_that_cannot_be_is_refused(rung, message):
@@ -391,6 +394,31 @@ def test_the_command_line_names_the_combination(whole, capsys):
     assert [one["fidelity"] for one in both] == RUNGS
     assert both[0]["metrics"]["latency_s"] != both[1]["metrics"]["latency_s"]
     assert command(["front", "two", "--fidelity", "measured", "--db", str(whole)]) == 2
+
+
+def test_what_is_exported_is_of_the_highest_fidelity_that_there_is(whole, tmp_path):
+    def exported(*arguments):
+        assert command(["export", "two", *arguments, "--db", str(whole), "--overwrite"]) == 0
+
+    results = make().results(whole)
+    front, waiting = results.front(), int(np.flatnonzero(~results.at(1).evaluated & (results.violation == 0))[0])
+    for number, view in ((int(front.numbers[0]), results.at(1)), (waiting, results)):
+        exported(str(number), "--to", "design", "--out", str(tmp_path))
+        document = json.loads((tmp_path / f"two-{number}.json").read_text())
+        assert document["metrics"]["latency_s"]["value"] == view.metrics.values["latency_s"][number]
+        fidelity = "simulated" if view.rung else "analytical"
+        assert document["metrics"]["latency_s"]["fidelity"] == fidelity
+        assert document["metrics"]["quality_loss"]["fidelity"] == "prior"
+        assert [one["name"] for one in document["cost_models"]] == [f"toy-{fidelity}", "prior"]
+    exported(str(tmp_path / "front.csv"), "--to", "csv", "--front")
+    rows = pd.read_csv(tmp_path / "front.csv", index_col="number")
+    assert rows.index.tolist() == front.numbers.tolist()
+    np.testing.assert_array_equal(rows["latency_s"], results.at(1).metrics.values["latency_s"][front.numbers])
+    exported(str(tmp_path / "front.md"), "--to", "markdown")
+    assert "hardware=simulated, quality=prior, 60 designs" in (tmp_path / "front.md").read_text()
+    exported(f"sqlite:///{tmp_path}/optuna.db", "--to", "optuna")
+    trials = optuna.load_study(study_name="two", storage=f"sqlite:///{tmp_path}/optuna.db").trials
+    assert trials[front.numbers[0]].values[0] == results.metrics.values["latency_s"][front.numbers[0]]
 
 
 def test_agreement_of_pairs_in_closed_form(whole, capsys):
