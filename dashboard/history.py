@@ -45,7 +45,7 @@ def growth(results: Results, rows: np.ndarray | None = None, n_points: int = 60)
         n_points: points of the curve at most.
     """
     reference = results.row.reference
-    rows = np.flatnonzero(results.stored.evaluated) if rows is None else rows
+    rows = np.flatnonzero(results.evaluated) if rows is None else rows
     if reference is None or not len(rows):
         return Growth(np.empty(0, int), np.empty(0), np.empty(0), is_thinned=False)
     archive = ParetoArchive(results.goal.n_objectives)
@@ -107,7 +107,7 @@ def sources(results: Results, front: np.ndarray) -> Sequence[Source]:
         found.append(
             Source(
                 name,
-                np.flatnonzero(mine & stored.evaluated),
+                np.flatnonzero(mine & results.evaluated),
                 int((mine & (results.violation == 0)).sum()),
                 int((mine & on_front).sum()),
                 int(proposed[i] - mine.sum()),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import lineage, maps
+from dashboard import data, lineage, maps
 from dashboard.data import View
 from dashboard.figures.parts import breakdown_figure, map_figure, roofline_figure
 from dashboard.figures.theme import heading, titled
@@ -27,7 +27,8 @@ from dashboard.views.shell import (
 from dse import catalogue
 from dse.errors import DseError, UserError
 from dse.metrics import METRICS
-from dse.results import Results, show_knob
+from dse.results import Results
+from dse.shown import show_knob
 
 
 @guarded
@@ -42,6 +43,11 @@ def page() -> None:
         st.info("This study has no design yet.")
         return
     number = _number(view)
+    if not results.evaluated[number] and results.rung:
+        view = data.look(results.row.name)
+        results = view.results
+    if len(results.fidelities) > 1:
+        st.caption(f"Its metrics at {results.fidelity}.")
     record = results.records([number])[0]
     _verdict(view, number, record)
     made, goes, comes, out = st.tabs(["What it is", "Where time and energy go", "Where it comes from", "Export"])

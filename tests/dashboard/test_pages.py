@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dashboard
-from dse import Choice, Scenario, Space, Study
+from dse import Choice, Rung, Scenario, Space, Study
 from dse.metrics import MetricBatch
 from dse.store import open_store, tables
 from dse.testing.samples import small_model
@@ -158,6 +158,29 @@ def test_another_study_beside_it(database):
     run(study("second", seed=1), 16, database)
     app = start("front", study="small", **{"with": "second"})
     assert app.session_state["with"] == "second"
+
+
+def test_fidelities(database):
+    results = run(study(ladder=Rung("simulated", designs=9)), 24, database)
+    labels, top = results.fidelities, results.at(1)
+    up, waiting = np.flatnonzero(top.evaluated).tolist(), np.flatnonzero(~top.evaluated).tolist()
+    high, low = results.front().numbers.tolist(), results.front(0).numbers.tolist()
+    assert high != low
+    for chosen, front, n in (({}, high, "9"), ({"fidelity": labels[0]}, low, "24")):
+        app = start("front", study="small", **chosen)
+        assert app.metric[0].value == n
+        shown = [t.value for t in app.dataframe if list(t.value.columns[:2]) == ["design", "latency_s"]][-1]
+        assert shown["design"].tolist() == front
+        expected = (results if chosen else top).metrics.values["latency_s"][front]
+        assert shown["latency_s"].tolist() == expected.tolist()
+    assert said(start("design", study="small", design=str(up[0])), f"metrics at {labels[1]}")
+    assert said(start("design", study="small", design=str(up[0]), fidelity=labels[0]), f"metrics at {labels[0]}")
+    assert said(start("design", study="small", design=str(waiting[0])), f"metrics at {labels[0]}")
+    compared = table(start("compare", study="small", designs=f"{up[0]},{waiting[0]}"), "name").set_index("name")
+    assert compared.loc["why not feasible", f"design {waiting[0]}"] == "not promoted"
+    assert start("search", study="small").metric[0].value == "24"  # what proposers saw
+    run(study("second", seed=1), 16, database)  # it has no other fidelity: its front says which one it is
+    start("front", study="small", **{"with": "second"})
 
 
 def test_a_selection_is_listed_and_can_be_set_aside(database):
