@@ -214,6 +214,29 @@ def test_an_upgrade_creates_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
+def test_a_database_of_the_second_schema_gets_the_tables_of_calls(request, tmp_path, server):
+    url = request.getfixturevalue("postgres_url") if server == "postgresql" else f"sqlite:///{tmp_path}/second.db"
+    make().run(db=url, report=quiet, executor="local")
+    before = numbers(url)
+    store = open_store(url)
+    with store.engine.begin() as connection:
+        for name in ("llm_edit", "llm_call", "llm_session"):
+            connection.exec_driver_sql(f"DROP TABLE {name}")
+        connection.execute(update(tables.meta).where(tables.meta.c.key == "schema_version").values(value="2"))
+        connection.execute(update(tables.alembic_version).values(version_num="0002"))
+    store.close()
+    with pytest.raises(StoreRefused, match=r"schema 2"):
+        open_store(url)
+    assert upgrade(url).before == 2
+    assert numbers(url) == before
+    store = open_store(url)
+    with store.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+    assert store.call_log(store.study("old").id).calls() == []
+    store.close()
+
+
 # ------------------------------------------------------------------ checks
 
 
@@ -239,9 +262,9 @@ def test_the_command_line_upgrades_checks_and_compacts(tmp_path, today, capsys):
     path = tmp_path / "old.db"
     first_schema(today, f"sqlite:///{path}")
     assert run(["db", "upgrade", "--db", str(path)]) == 0
-    assert "upgraded from schema 1 to 2" in capsys.readouterr().out
+    assert f"upgraded from schema 1 to {tables.SCHEMA_VERSION}" in capsys.readouterr().out
     assert run(["db", "upgrade", "--db", str(path)]) == 0
-    assert "up to date (schema 2)" in capsys.readouterr().out
+    assert f"up to date (schema {tables.SCHEMA_VERSION})" in capsys.readouterr().out
     assert run(["db", "check", "--db", str(path)]) == 0
     assert "all is well: 1 studies, 48 designs" in capsys.readouterr().out
     assert run(["db", "vacuum", "--db", str(path), "--json"]) == 0
