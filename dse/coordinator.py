@@ -75,6 +75,8 @@ def drive(
             seed=study.seed, ask_size=study.ask_size, lag=study.lag,
         )  # fmt: skip
         loop.reference = row.reference
+        loop.record.evidence.explain = study.evaluation.explain
+        loop.record.evidence.problem = study.problem
         if means.timeout_s is not None:
             loop.ask_limit_s = max(ASK_LIMIT_S, means.timeout_s)
         for batch, groups, by in _stored_batches(stored, one_by_one=row.reference is None):

@@ -109,6 +109,10 @@ class Evaluation:
             raise UserError("a breakdown is of designs with the same structural knobs", "ask for one design at a time")
         return [part for e in self._evaluators(combinations[0][0]) for part in e.breakdown(batch)]
 
+    def explain(self, codes: np.ndarray) -> list[Breakdown]:
+        """Return the additive parts of the metrics of rows of codes that share their structural knobs."""
+        return self.breakdown(self.space.decode(codes))
+
     def _partition(self, batch: DesignBatch) -> Iterator[tuple[tuple[Value, ...], np.ndarray]]:
         rows = np.arange(len(batch))
         if not self._structural:

@@ -300,6 +300,7 @@ class Loop:
             batch.marks,
             proposers or [(batch.proposer, n)],
         )
+        self.record.evidence.keep(joined)
         if self.reference is None and len(self.record.archive):
             self.reference = reference_point(self.record.objectives()[self.record.violation() == 0])
 

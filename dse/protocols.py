@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
 from dse.space import BoundSpace, row_keys
+
+if TYPE_CHECKING:
+    from dse.evidence import Evidence
 
 # ---------------------------------------------------------------------------------------------- cost models
 
@@ -177,6 +180,8 @@ class History:
             out; None where ``codes`` are all there are.
         margins: how far each constraint is exceeded, relative to its bound, negative where it holds, NaN where
             unknown, shape (h, c); None where nobody kept them.
+        evidence: further metrics, reasons and additive parts of these designs, worked out when asked for; None where
+            nobody keeps any. A proposer must answer without it too.
     """
 
     space: BoundSpace
@@ -192,6 +197,7 @@ class History:
     pending_marks: np.ndarray
     finished: Callable[[np.ndarray], np.ndarray] | None = None
     margins: np.ndarray | None = None
+    evidence: Evidence | None = None
 
     def __len__(self) -> int:
         return len(self.codes)

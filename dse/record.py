@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from dse.evidence import Evidence
 from dse.objectives import Goal
 from dse.pareto import ParetoArchive
 from dse.protocols import History
@@ -30,6 +31,7 @@ class Record:
     def __init__(self, space: BoundSpace, goal: Goal, seed: int) -> None:
         self.space, self.goal, self.seed = space, goal, seed
         self.archive = ParetoArchive(goal.n_objectives)
+        self.evidence = Evidence(space, goal)
         self.n = 0
         self.n_infeasible = 0
         self.n_failed = 0
@@ -129,6 +131,7 @@ class Record:
             pending_marks=np.concatenate(marks),
             finished=self._is_finished,
             margins=self._margins[rows],
+            evidence=self.evidence,
         )
 
     def _is_finished(self, codes: np.ndarray) -> np.ndarray:
