@@ -14,4 +14,5 @@ PROPOSERS: Final = {
     "local": "agents.local:Local",
     "enumerate": "agents.exhaustive:Enumerate",
     "optuna": "agents.optuna_sampler:OptunaSampler",
+    "llm": "agents.llm.arm:LlmArm",
 }

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
+from dse.errors import unknown
+
 SENT: Final = "sent"
 LOST: Final = "lost"  # its process ended before the answer came
 ABANDONED: Final = "abandoned"  # its study ended first
@@ -192,8 +194,20 @@ class CallLog(Protocol):
         """Keep how a call ended, with the verdicts on its proposals."""
         ...
 
+    def amend(self, edit: Edit) -> None:
+        """Keep another verdict on a proposal."""
+        ...
+
     def entered(self, places: Sequence[tuple[int, int]], batch: int) -> None:
         """Keep which proposals, as (call, place), were handed over for a batch."""
+        ...
+
+    def of_study(self, name: str) -> CallLog:
+        """Return the log of another study in the same place.
+
+        Raises:
+            NameUnknown: there is none of that name.
+        """
         ...
 
 
@@ -237,6 +251,14 @@ class MemoryLog:
         """Keep how a call ended."""
         self._calls[call.number] = call
         self._edits |= {(e.call, e.place): e for e in edits}
+
+    def amend(self, edit: Edit) -> None:
+        """Keep another verdict on a proposal."""
+        self._edits[edit.call, edit.place] = edit
+
+    def of_study(self, name: str) -> CallLog:
+        """Raise: nothing is stored."""
+        raise unknown("study", name, ())
 
     def entered(self, places: Sequence[tuple[int, int]], batch: int) -> None:
         """Keep which proposals were handed over for a batch."""

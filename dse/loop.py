@@ -243,7 +243,7 @@ class Loop:
         name, proposals = proposer.name, None
         if self._stalls < _STALLS_BEFORE_RANDOM:
             pending = [(b.codes, b.marks, b.proposer) for b, _ in self._open]
-            history = self.record.view(name, proposer.window, pending)
+            history = self.record.view(name, proposer.window, pending, number)
             proposals = ask(proposer, history, k, rng, self.ask_limit_s, self.mishaps)
         if proposals is None:
             rng = np.random.default_rng([self.seed, number])

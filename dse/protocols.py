@@ -28,6 +28,7 @@ from dse.problem import Problem
 from dse.space import BoundSpace, row_keys
 
 if TYPE_CHECKING:
+    from dse.calls import CallLog
     from dse.evidence import Evidence
 
 # ---------------------------------------------------------------------------------------------- cost models
@@ -182,6 +183,7 @@ class History:
             unknown, shape (h, c); None where nobody kept them.
         evidence: further metrics, reasons and additive parts of these designs, worked out when asked for; None where
             nobody keeps any. A proposer must answer without it too.
+        batch: number of the batch that is asked for.
     """
 
     space: BoundSpace
@@ -198,6 +200,7 @@ class History:
     finished: Callable[[np.ndarray], np.ndarray] | None = None
     margins: np.ndarray | None = None
     evidence: Evidence | None = None
+    batch: int = 0
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -263,6 +266,50 @@ class Proposer(Protocol):
 
     def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
         """Return up to ``k`` designs worth evaluating next."""
+        ...
+
+
+@runtime_checkable
+class Corresponding(Protocol):
+    """A proposer that writes to somebody outside, and keeps its letters; a capability beside :class:`Proposer`."""
+
+    def open(self, log: CallLog, tell: Callable[[str], None]) -> None:
+        """Begin a run of a study.
+
+        Args:
+            log: where its calls are kept.
+            tell: says something to the user, once each.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the run: what is under way is given up. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Late(Corresponding, Protocol):
+    """A proposer whose answers come when they come: an arm of a portfolio, which goes on without it in the meantime.
+
+    Laws: what it has ready enters at a batch that its log keeps; :meth:`propose` gives at most that, never waits for
+    more, and draws no random numbers. So a replay of the log proposes the same at the same batches.
+    """
+
+    def n_ready(self, history: History) -> int:
+        """Return how many designs it could give for the batch that is asked for."""
+        ...
+
+    def consider(self, history: History) -> None:
+        """Take note of how things stand, with the batch that was just put together pending; may ask for more."""
+        ...
+
+
+@runtime_checkable
+class Portfolio(Protocol):
+    """A proposer that deals its batches to several others; a capability beside :class:`Proposer`."""
+
+    def with_arms(self, arms: Sequence[Proposer]) -> Proposer:
+        """Return the same with further arms."""
         ...
 
 

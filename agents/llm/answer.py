@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -27,6 +27,7 @@ from dse.params import Value
 from dse.space import BoundSpace, Parameter
 
 MOST_CHANGES: Final = 32
+MOST_PLACES: Final = 256  # proposals of one answer that are looked at
 REASON_LENGTH: Final = 300
 _NAME_LENGTH: Final = 120
 _ENUM_NAMES: Final = 64
@@ -80,6 +81,11 @@ def spell(value: Value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def written(changes: Sequence[Sequence[str]]) -> str:
+    """Return changes as one line for people and prompts."""
+    return ", ".join(f"{knob}[{group}]={value}" if group else f"{knob}={value}" for knob, group, value in changes)
+
+
 def parse(text: str) -> tuple[Any, str]:
     """Return the JSON document in an answer and a note on how it was found; (None, why) where there is none."""
     fenced = _FENCE.search(text)
@@ -106,6 +112,7 @@ class Checker:
         goal: objectives, whose effects are predicted.
         parents: number -> codes of the designs that may be changed.
         is_known: tells which rows of codes are known already.
+        waiting: content hashes of designs that were accepted before and wait for their turn.
     """
 
     def __init__(
@@ -114,28 +121,29 @@ class Checker:
         goal: Goal,
         parents: Mapping[int, np.ndarray],
         is_known: Callable[[np.ndarray], np.ndarray],
+        waiting: Collection[bytes] = (),
     ) -> None:
         self._space, self._goal, self._parents, self._is_known = space, goal, parents, is_known
+        self._waiting = waiting
         self._by_path: dict[str, list[int]] = {}
         for j, parameter in enumerate(space.parameters):
             self._by_path.setdefault(parameter.path, []).append(j)
         self._by_label = {p.label: j for j, p in enumerate(space.parameters)}
 
-    def judge(self, document: Any, most: int, call: int, first: int = 0) -> list[Edit] | str:
+    def judge(self, document: Any, most: int, call: int) -> list[Edit] | str:
         """Return a verdict per proposal, or why the document has none.
 
         Args:
             document: decoded JSON, anything.
             most: proposals that were asked for; further ones are rejected.
             call: number of the call.
-            first: place of the first proposal.
         """
         proposals = document.get("proposals") if isinstance(document, Mapping) else None
         if not isinstance(proposals, list):
             return 'the answer is no object with a list "proposals"'
         edits: list[Edit] = []
         taken: set[bytes] = set()
-        for place, proposal in enumerate(proposals[: 4 * most], first):
+        for place, proposal in enumerate(proposals[:MOST_PLACES]):
             edit = self._judge_one(proposal, call, place)
             if edit.verdict == ACCEPTED and edit.hash in taken:
                 edit = replace(edit, verdict=REJECTED, detail="repeated: the answer has this design already")
@@ -179,7 +187,7 @@ class Checker:
         base = self._space.repair(self._parents[edit.parent].astype(np.int64)[None])
         if edit.hash == self._space.decode(base).hashes[0]:
             return replace(edit, detail="nothing: the changes leave the parent as it is")
-        if self._is_known(row)[0]:
+        if edit.hash in self._waiting or self._is_known(row)[0]:
             return replace(edit, detail="known: this design was proposed before")
         return replace(edit, verdict=ACCEPTED, detail="; ".join(notes))
 

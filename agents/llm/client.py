@@ -8,6 +8,7 @@ by the first answers and remembered. A key is sent to the endpoint and nowhere e
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import threading
 import time
@@ -27,6 +28,11 @@ _PIECE_BYTES: Final = 16_384
 _LIMITS: Final = ("max_completion_tokens", "max_tokens")
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 HOME: Final = "https://api.openai.com/v1"
+
+
+def is_installed() -> bool:
+    """Return whether the SDK is there; nothing is imported."""
+    return importlib.util.find_spec("openai") is not None
 
 
 class _Ended(Exception):

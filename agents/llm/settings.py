@@ -102,6 +102,10 @@ class Settings:
         for name, least in (("ceiling", 2000), ("output_tokens", 200), ("designs", 1), ("every", 1), ("calls", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"llm: {name}={getattr(self, name)} is too small", f"use {name} >= {least}")
+        if self.provider == "replay" and not self.study:
+            raise UserError(
+                "llm: a replay needs the study whose calls it repeats", "write llm:provider=replay,study=NAME"
+            )
         if self.designs > 64:
             raise UserError(f"llm: designs={self.designs} are too many for one answer", "use designs <= 64")
 

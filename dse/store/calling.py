@@ -115,6 +115,20 @@ class StoredCalls:
                     insert(tables.llm_edit), [{"study_id": self._study_id, **_edit_columns(e)} for e in edits]
                 )
 
+    def amend(self, edit: Edit) -> None:
+        """Keep another verdict on a proposal."""
+        t = tables.llm_edit
+        with self._store._writing() as connection:
+            connection.execute(
+                update(t)
+                .where(t.c.study_id == self._study_id, t.c.call == edit.call, t.c.place == edit.place)
+                .values(verdict=edit.verdict, detail=edit.detail)
+            )
+
+    def of_study(self, name: str) -> StoredCalls:
+        """Return the log of another study in this database."""
+        return StoredCalls(self._store, self._store.study(name).id)
+
     def entered(self, places: Sequence[tuple[int, int]], batch: int) -> None:
         """Keep which proposals, as (call, place), were handed over for a batch."""
         t = tables.llm_edit
