@@ -31,7 +31,9 @@ MOST_PLACES: Final = 256  # proposals of one answer that are looked at
 REASON_LENGTH: Final = 300
 _NAME_LENGTH: Final = 120
 _ENUM_NAMES: Final = 64
-_ENUM_VALUES: Final = 200
+_MOST_FORMS: Final = 32
+_ENUM_GROUPS: Final = 8
+_ENUM_LEVELS: Final = 16
 _FENCE: Final = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 DIRECTIONS: Final = ("better", "same", "worse")
 
@@ -43,14 +45,7 @@ def parents_of(numbers: Sequence[int]) -> list[str]:
 
 def schema_of(space: BoundSpace, goal: Goal, parents: Sequence[int], bottlenecks: Sequence[str]) -> dict[str, Any]:
     """Return the JSON schema of an answer: all properties required, nothing open, enumerations while they are short."""
-    paths = list(dict.fromkeys(p.path for p in space.parameters))
-    values = list(dict.fromkeys(spell(v) for p in space.parameters if len(p.levels) <= 16 for v in p.levels))
-    few = all(len(p.levels) <= 16 for p in space.parameters) and len(values) <= _ENUM_VALUES
-    change = _object(
-        knob=_enum(paths) if len(paths) <= _ENUM_NAMES else {"type": "string"},
-        group={"type": "string"},
-        value=_enum(values) if few else {"type": "string"},
-    )
+    change = _change(space)
     effect = _object(
         objective=_enum([o.name for o in goal.objectives]), direction=_enum(DIRECTIONS), ratio={"type": "number"}
     )
@@ -62,6 +57,29 @@ def schema_of(space: BoundSpace, goal: Goal, parents: Sequence[int], bottlenecks
         reason={"type": "string"},
     )
     return _object(proposals={"type": "array", "items": proposal})
+
+
+def _change(space: BoundSpace) -> dict[str, Any]:
+    """Return the schema of a change: a form per knob with its own levels, where knobs and levels are few."""
+    by_path: dict[str, list[Parameter]] = {}
+    for parameter in space.parameters:
+        by_path.setdefault(parameter.path, []).append(parameter)
+    if len(by_path) <= _MOST_FORMS:
+        forms = [
+            _object(
+                knob=_enum([path]),
+                group=_enum(["*", *(p.group for p in own if p.group)])
+                if len(own) <= _ENUM_GROUPS
+                else {"type": "string"},
+                value=_enum([spell(v) for v in own[0].levels])
+                if len(own[0].levels) <= _ENUM_LEVELS
+                else {"type": "string"},
+            )
+            for path, own in by_path.items()
+        ]
+        return {"anyOf": forms}
+    knob = _enum(list(by_path)) if len(by_path) <= _ENUM_NAMES else {"type": "string"}
+    return _object(knob=knob, group={"type": "string"}, value={"type": "string"})
 
 
 def _object(**properties: Any) -> dict[str, Any]:
