@@ -79,7 +79,7 @@ class LlmArm:
         self._round: Round | None = None
         self._n_rounds = self._n_asked_at = self._n_fruitless = 0
         self._theory = ""
-        self._is_off = True
+        self._is_open, self._is_off = False, True
         self._starts: set[int] | None = None  # of a replay: batches after which rounds began
         self._due: dict[int, set[bytes]] = {}  # of a replay: batch -> designs that entered there
         self._tell: Callable[[str], None] = lambda text: print(f"llm: {text}", file=sys.stderr)  # noqa: T201
@@ -90,7 +90,7 @@ class LlmArm:
         """Begin a run: take over what is on record, find out whether anybody answers, say what it may cost."""
         self.close()
         self._reset()
-        self._tell = tell
+        self._is_open, self._tell = True, tell
         found = self._provider(log)
         sessions = log.sessions()
         shown = {"provider": self.settings.provider} if isinstance(found, str) else _shown(found)
@@ -206,8 +206,8 @@ class LlmArm:
     # ------------------------------------------------------------------ an arm
 
     def n_ready(self, history: History) -> int:
-        """Return how many proposals are ready and still new."""
-        if self._mail is None:
+        """Return how many proposals are ready and still new; a study that keeps no letters has them in memory."""
+        if not self._is_open:
             self.open(MemoryLog(), self._tell)
         self._collect(self.settings.wait_s)
         if self._queue:
@@ -224,7 +224,7 @@ class LlmArm:
     def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
         """Return up to k of the proposals that are ready."""
         del rng
-        if self._mail is None:
+        if not self._is_open:
             self.open(MemoryLog(), self._tell)
         chosen = self._ready(history)[:k]
         if not chosen or self._mail is None:

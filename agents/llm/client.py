@@ -69,6 +69,8 @@ class Endpoint:
 
     def ask(self, request: Request, deadline_s: float) -> Reply:
         """Return the answer, or what went wrong, after all tries within the deadline."""
+        import openai  # noqa: F401  seconds, the first time; not the server's
+
         end = time.monotonic() + deadline_s
         n_tries, pause_s = 0, _FIRST_PAUSE_S
         reply = Reply("unavailable", detail=f"no answer within {deadline_s:g} s")
@@ -152,10 +154,10 @@ class Endpoint:
             limit = self._limits[0]
             if limit in told and len(self._limits) > 1:
                 self._limits.pop(0)
-                return Reply("rejected", detail=f"HTTP {status}: it knows no {limit}"), 0.0
+                return Reply("unavailable", detail=f"HTTP {status}: it knows no {limit}"), 0.0
             if len(self._modes) > 1:
                 gone = self._modes.pop(0)
-                return Reply("rejected", detail=f"HTTP {status}: it takes no answers of form {gone}"), 0.0
+                return Reply("unavailable", detail=f"HTTP {status}: it takes no answers of form {gone}"), 0.0
         return Reply("rejected", detail=f"HTTP {status}: {plain(redacted(told, self._key), 200)}"), None
 
     def _connected(self) -> Any:
