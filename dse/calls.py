@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from dse.errors import unknown
 
 SENT: Final = "sent"
@@ -297,6 +299,39 @@ class Score:
 
 
 NO_CHANGE_RATIO: Final = 0.01
+
+
+def designs_of(edits: Sequence[Edit], hashes: Sequence[bytes]) -> dict[tuple[int, int], int]:
+    """Return (call, place) -> number of the design that a proposal is, for those that are in the study.
+
+    Args:
+        edits: as a log gives them; only those that entered a batch have designs of their own.
+        hashes: content hashes of the study's designs, by number.
+    """
+    numbers = {h: n for n, h in enumerate(hashes)}
+    return {(e.call, e.place): numbers[e.hash] for e in edits if e.batch >= 0 and e.hash in numbers}
+
+
+def observed_ratios(
+    edits: Sequence[Edit], designs: Mapping[tuple[int, int], int], values: Mapping[str, np.ndarray]
+) -> dict[tuple[int, int], dict[str, float]]:
+    """Return (call, place) -> objective -> ratio of the design's value to its parent's, where both are above 0.
+
+    Args:
+        edits: as a log gives them.
+        designs: as :func:`designs_of` gives them.
+        values: objective -> its values by design number, NaN where unknown.
+    """
+    out: dict[tuple[int, int], dict[str, float]] = {}
+    for edit in edits:
+        number = designs.get((edit.call, edit.place))
+        if number is None:
+            continue
+        row = out[edit.call, edit.place] = {}
+        for name, column in values.items():
+            if 0 <= edit.parent < len(column) and column[number] > 0 and column[edit.parent] > 0:
+                row[name] = float(column[number] / column[edit.parent])
+    return out
 
 
 def scores(

@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import Calibrator, CostModel, Exporter, Late, OutsideTool, Portfolio, Proposer, Tracer
+from dse.protocols import Calibrator, CostModel, Examinable, Exporter, Late, OutsideTool, Portfolio, Proposer, Tracer
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
@@ -122,6 +122,19 @@ def tracer() -> Tracer:
 def proposer(name: str) -> Proposer:
     """Return a new proposer of that name; :func:`listing` names them all."""
     made: Proposer = _load("proposer", name)
+    return made
+
+
+def examinable(name: str) -> Examinable:
+    """Return a proposer that can be examined.
+
+    Raises:
+        NameUnknown: no proposer of that name.
+        UserError: one that takes no exams.
+    """
+    made = proposer(name)
+    if not isinstance(made, Examinable):
+        raise UserError(f"proposer {name!r} takes no exams", "examine llm")
     return made
 
 

@@ -28,7 +28,8 @@ from dse.problem import Problem
 from dse.space import BoundSpace, row_keys
 
 if TYPE_CHECKING:
-    from dse.calls import CallLog
+    from dse.calls import Call, CallLog
+    from dse.evaluation import Evaluation
     from dse.evidence import Evidence
 
 # ---------------------------------------------------------------------------------------------- cost models
@@ -301,6 +302,66 @@ class Late(Corresponding, Protocol):
 
     def consider(self, history: History) -> None:
         """Take note of how things stand, with the batch that was just put together pending; may ask for more."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExamScore:
+    """How a model did in one skill of an exam.
+
+    Attributes:
+        skill: its name.
+        n_questions, n_right, n_unanswered: of it.
+        low_ratio, high_ratio: 95 % interval of the share of right answers (Wilson, JASA 22, 1927).
+        chance_ratio: what guessing gives.
+    """
+
+    skill: str
+    n_questions: int
+    n_right: int
+    n_unanswered: int
+    low_ratio: float
+    high_ratio: float
+    chance_ratio: float
+
+
+@dataclass(frozen=True)
+class ExamPaper:
+    """An exam as it was sat.
+
+    Attributes:
+        model: whom it was given to.
+        scores: a row per skill.
+        questions: each question with options, key and answer, as JSON types.
+        calls: what was asked.
+        stop_reason: why it ended early, "" if it did not.
+    """
+
+    model: str
+    scores: Sequence[ExamScore]
+    questions: Sequence[Mapping[str, Any]]
+    calls: Sequence[Call]
+    stop_reason: str = ""
+
+
+@runtime_checkable
+class Examinable(Protocol):
+    """A proposer that can be examined before a study is spent on it; a capability beside :class:`Proposer`."""
+
+    def exam(
+        self, evaluation: Evaluation | None, goal: Goal | None, n: int, seed: int, tell: Callable[[str], None]
+    ) -> ExamPaper:
+        """Return how it did.
+
+        Args:
+            evaluation, goal: what the questions are made from; a space of its own by default.
+            n: questions per skill.
+            seed: of the questions.
+            tell: says what it may cost, and what is wrong.
+
+        Raises:
+            UserError: nobody answers, with what is missing; or no question can be made from the space.
+        """
         ...
 
 

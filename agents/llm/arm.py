@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -28,7 +28,12 @@ from agents.llm.round import Correspondence, Round, Snapshot
 from agents.llm.settings import Access, Settings, access, price_of
 from agents.llm.wire import plain
 from dse.calls import ACCEPTED, Call, CallLog, Edit, MemoryLog, Session
-from dse.protocols import History, Proposals
+from dse.errors import UserError
+from dse.protocols import ExamPaper, History, Proposals
+
+if TYPE_CHECKING:
+    from dse.evaluation import Evaluation
+    from dse.objectives import Goal
 
 WINDOW: Final = 300
 PROBE_S: Final = 20.0
@@ -202,6 +207,24 @@ class LlmArm:
         self._is_off = True
         self._mail.log.stop(self._mail.session, plain(reason, 500))
         self._tell(f"the language model takes no part any more: {plain(reason, 500)}")
+
+    def exam(
+        self, evaluation: Evaluation | None, goal: Goal | None, n: int, seed: int, tell: Callable[[str], None]
+    ) -> ExamPaper:
+        """Return how the model does on n questions per skill, within the caps; see :mod:`agents.llm.exam`."""
+        from agents.llm import exam
+
+        if evaluation is None or goal is None:
+            study = exam.default_study()
+            evaluation, goal = study.evaluation, study.goal
+        asked = exam.questions(evaluation, goal, n, seed)
+        self.open(MemoryLog(), tell)
+        try:
+            if self._is_off or self._mail is None:
+                raise UserError("nobody can be examined", "see above, and docs/llm.md")
+            return exam.sit(asked, self._mail, tell)
+        finally:
+            self.close()
 
     # ------------------------------------------------------------------ an arm
 

@@ -35,6 +35,7 @@ _COMMANDS: Final = {
     "calibrate": "dse.cli.calibrating",
     "knobs": "dse.cli.catalogs",
     "db": "dse.cli.upkeep",
+    "llm": "dse.cli.llm",
     "doctor": "dse.cli.catalogs",
 }
 

@@ -4,7 +4,7 @@
 
 The providers are scripted, answer at once, and never run into a cap:
 
-    feasible   random designs that are feasible (looked up in the benchmark's own tables, unpaid): all plausible, no sense
+    feasible   random designs that are feasible (looked up in the benchmark's tables, unpaid): all plausible, no sense
     random     moves drawn at random from what the schema allows, from the parents that the prompt names
     mixed      one after the other: prose, values out of range, duplicates, silence, instructions, feasible ones
 
@@ -129,12 +129,12 @@ def main() -> None:
             runs = [play(target, provider, seed, options.budget) for seed in range(options.seeds)]
             cells = []
             for n in CHECKPOINTS:
-                a, b = (
-                    np.array([measure.ratio(y[:n], v[:n]) for y, v, _ in some]) for some in (plain, runs)
-                )
+                a, b = (np.array([measure.ratio(y[:n], v[:n]) for y, v, _ in some]) for some in (plain, runs))
                 known = a > 0
                 kept[f"{name}|{provider}|{n}"] = (a.tolist(), b.tolist())
-                cells.append("{:.3f} ({:.3f}-{:.3f})".format(*median_interval(b[known] / a[known])) if known.any() else "-")
+                cells.append(
+                    "{:.3f} ({:.3f}-{:.3f})".format(*median_interval(b[known] / a[known])) if known.any() else "-"
+                )
             print(f"| {name} | {provider} | {' | '.join(cells)} | {np.median([n for *_, n in runs]):.0f} |", flush=True)
     if options.json:
         options.json.write_text(json.dumps(kept), encoding="utf-8")
