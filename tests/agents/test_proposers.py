@@ -18,7 +18,7 @@ from dse.testing.samples import small_problem, small_space
 SPACE = small_space()
 FEW = Space(dataflow=Choice("ws", "os"), pe_rows=Choice(4, 8, 16), batch=Choice(*range(1, 40))).bind(small_problem())
 NAMES = [
-    "auto", "auto:arms=evolve+random+optuna:nsga2", "evolve", "tpe", "gp", "local", "enumerate",
+    "auto", "auto:arms=evolve+random+optuna:nsga2", "auto:with=llm", "llm", "evolve", "tpe", "gp", "local", "enumerate",
     "random", "sobol", "optuna:tpe", "optuna:nsga2", "optuna:nsga3", "optuna:random",
     "optuna:nsga2:population_size=6", "optuna:tpe:n_startup_trials=4,n_ei_candidates=8",
 ]  # fmt: skip
@@ -45,6 +45,7 @@ def test_every_proposer_is_tried_here():
         ("optuna:nsga2:population=3", "unknown option"),
         ("optuna:nsga2:population_size=few", "not a whole number"),
         ("evolv", "unknown proposer"),
+        ("auto:without=gp", "unknown option of auto"),
     ],
 )
 def test_names_that_are_none(name, law):
