@@ -1,16 +1,27 @@
-"""What the pages read: studies and results, through short read-only connections, cached by the last change."""
+"""What the pages read: studies and results, through short read-only connections.
+
+A study that is open in the dashboard is kept in memory, once for all visitors, and read on from where it was: a look
+costs what has changed since the last one.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+import numpy as np
 import streamlit as st
 
 from dse.errors import DseError
+from dse.pareto import ParetoArchive
 from dse.results import Results
 from dse.store import DEFAULT_URL, Store, StudyRow, open_store
+
+_STUDIES_KEPT = 4
 
 
 def database_url() -> str:
@@ -19,7 +30,8 @@ def database_url() -> str:
 
 
 @contextmanager
-def _reading() -> Iterator[Store]:
+def reading() -> Iterator[Store]:
+    """Open the database for reading, for a moment."""
     store = open_store(database_url(), read_only=True)
     try:
         yield store
@@ -29,25 +41,90 @@ def _reading() -> Iterator[Store]:
 
 def studies() -> list[StudyRow]:
     """Return all studies, newest first."""
-    with _reading() as store:
+    with reading() as store:
         return store.studies()
 
 
-def results(name: str) -> Results:
-    """Return the results of a study, loaded again only when it has changed.
+@dataclass(frozen=True)
+class View:
+    """A study as it was at one moment.
+
+    Attributes:
+        results: what is stored.
+        front: numbers of the feasible designs that no other one dominates, by the first objective, shape (f,).
+    """
+
+    results: Results
+    front: np.ndarray
+
+    @property
+    def version(self) -> tuple[int, float, int]:
+        """Changes whenever anything shown may have changed."""
+        row = self.results.row
+        return row.id, row.updated_s, len(self.results)
+
+
+@dataclass
+class _Followed:
+    """A study that is being followed, with the front of its settled designs."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    view: View | None = None
+    archive: ParetoArchive | None = None
+    n_archived: int = 0
+
+    def look(self, store: Store, name: str) -> View:
+        with self.lock:
+            before = self.view.results if self.view else None
+            results = before.refreshed(store) if before else Results.load(store, name)
+            if self.view is not None and results is before:
+                return self.view
+            if before is None or results.row.id != before.row.id or self.archive is None:
+                self.archive, self.n_archived = ParetoArchive(results.goal.n_objectives), 0
+            settled = results.stored.n_settled
+            fresh = np.arange(self.n_archived, settled)
+            if len(fresh):
+                self.archive.add(fresh, results.objectives[fresh], results.violation[fresh])
+                self.n_archived = settled
+            self.view = View(results, _front(results, self.archive, settled))
+            return self.view
+
+
+def _front(results: Results, archive: ParetoArchive, settled: int) -> np.ndarray:
+    """Return the front of all designs: that of the settled ones, and what the last ones add or drive out."""
+    rest = np.arange(settled, len(results))
+    whole = copy.copy(archive)  # an archive replaces its arrays, it does not write into them
+    whole.add(rest, results.objectives[rest], results.violation[rest])
+    found = np.asarray(whole.ids, dtype=np.int64)
+    return found[np.lexsort((found, results.objectives[found, 0]))] if len(found) else found
+
+
+@st.cache_resource(max_entries=_STUDIES_KEPT, show_spinner=False)
+def _followed(url: str, name: str) -> _Followed:  # noqa: ARG001  cache key
+    return _Followed()
+
+
+def look(name: str) -> View:
+    """Return a study as it is now.
 
     Raises:
         DseError: there is no such study, or the database cannot be read.
     """
-    with _reading() as store:
-        row = store.study(name)
-    return _cached_results(database_url(), name, row.updated_s, row.n_designs)
+    with reading() as store:
+        return _followed(database_url(), name).look(store, name)
 
 
-@st.cache_resource(max_entries=4, show_spinner="reading the study")
-def _cached_results(url: str, name: str, updated_s: float, n_designs: int) -> Results:  # noqa: ARG001  cache key
-    with _reading() as store:
-        return Results.load(store, name)
+def request(name: str, what: str) -> None:
+    """Ask the coordinator of a study to "pause", "resume" or "stop", by a short connection of its own.
+
+    Raises:
+        DseError: nobody runs it, or the database cannot be written.
+    """
+    store = open_store(database_url(), must_exist=True)
+    try:
+        store.request(name, what)
+    finally:
+        store.close()
 
 
 def explained(error: DseError) -> None:

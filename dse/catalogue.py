@@ -20,13 +20,25 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from dse.errors import UserError, unknown
-from dse.protocols import Calibrator, CostModel, Examinable, Exporter, Late, OutsideTool, Portfolio, Proposer, Tracer
+from dse.protocols import (
+    Calibrator,
+    CostModel,
+    Examinable,
+    Exporter,
+    Late,
+    OutsideTool,
+    Plotter,
+    Portfolio,
+    Proposer,
+    Tracer,
+)
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",
     "proposer": "mfm_dse.proposers",
     "exporter": "mfm_dse.exporters",
     "outside tool": "mfm_dse.outside_tools",
+    "plotter": "mfm_dse.plotters",
 }
 
 
@@ -165,3 +177,15 @@ def outside_tool(name: str) -> OutsideTool:
     """Return the outside tool of that name; :func:`listing` names them all."""
     made: OutsideTool = _load("outside tool", name)
     return made
+
+
+def plotter() -> Plotter:
+    """Return the first plotter, by name.
+
+    Raises:
+        UserError: there is none, or what it draws with is not installed.
+    """
+    for name in sorted(listing("plotter")):
+        made: Plotter = _load("plotter", name)
+        return made
+    raise UserError("there is nothing to draw with", "pip install 'mfm-dse[dashboard]'")

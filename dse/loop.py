@@ -202,13 +202,20 @@ class Loop:
             should_stop: asked before anything new is begun; what is recorded by then stays recorded.
             rule: asked after each finished batch why to end here, "" to go on.
         """
-        while not should_stop():
+        was_asked = False
+
+        def is_over() -> bool:  # a request is told once, and is asked for in the middle of batches too
+            nonlocal was_asked
+            was_asked = was_asked or should_stop()
+            return was_asked
+
+        while not is_over():
             end = self._fill(target)
             if not self._open:
                 yield self._progress(target, end)
                 return
             n_done = self.record.n
-            yield from self._finish_oldest(target, should_stop)
+            yield from self._finish_oldest(target, is_over)
             if self.record.n > n_done and (reason := rule(self._progress(target))):
                 yield self._progress(target, reason)
                 return

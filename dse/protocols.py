@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dse.calls import Call, CallLog
     from dse.evaluation import Evaluation
     from dse.evidence import Evidence
+    from dse.results import Results
 
 # ---------------------------------------------------------------------------------------------- cost models
 
@@ -465,6 +466,34 @@ class Exporter(Protocol):
 
     def export(self, chosen: Chosen) -> Exported:
         """Return the files; touches no file system itself."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+@runtime_checkable
+class Plotter(Protocol):
+    """Draws stored studies into files.
+
+    Attributes:
+        kinds: what it can draw.
+    """
+
+    kinds: tuple[str, ...]
+
+    def draw(self, results: Results, kind: str, options: Mapping[str, str], suffix: str) -> bytes:
+        """Return a figure as a file's content.
+
+        Args:
+            results: the study.
+            kind: one of :attr:`kinds`.
+            options: what to draw, by name; each kind has defaults.
+            suffix: ending of the file, which says its format (".html").
+
+        Raises:
+            UserError: a kind, option or format that it has not, or nothing to draw.
+        """
         ...
 
 

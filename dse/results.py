@@ -70,6 +70,21 @@ class Results:
         check_codes(name, space, stored)
         return cls(row, space, goal, stored, store.evaluators(row.id))
 
+    def refreshed(self, store: Store) -> Results:
+        """Return the study as it is stored now, reading only what came since; itself where nothing did.
+
+        Raises:
+            NameUnknown: the study was deleted.
+        """
+        row = store.study(self.row.name)
+        if row.id != self.row.id or store.evaluators(row.id) != list(self.evaluators):
+            return Results.load(store, row.name)
+        if (row.updated_s, row.n_designs, row.state) == (self.row.updated_s, self.row.n_designs, self.row.state):
+            return self
+        first = self.stored.n_settled
+        tail = store.load(row.id, code_dtype(self.space), self.space.n_parameters, first)
+        return Results(row, self.space, self.goal, self.stored.continued(tail), self.evaluators)
+
     def __len__(self) -> int:
         return len(self.stored.codes)
 

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "front": "dse.cli.looking",
     "show": "dse.cli.looking",
     "evaluate": "dse.cli.looking",
+    "plot": "dse.cli.plotting",
     "export": "dse.cli.exchanging",
     "import": "dse.cli.exchanging",
     "crosscheck": "dse.cli.crosscheck",

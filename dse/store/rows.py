@@ -75,6 +75,7 @@ class StoredStudy:
         proposers: batch number -> proposer.
         n_batches: batches proposed so far.
         n_proposed_by_batch: designs proposed in each batch, duplicates included.
+        created_s: when each batch was proposed, seconds since 1970, shape (n_batches,).
         metrics: one batch per evaluator, NaN where a design has no evaluation yet.
         evaluated: whether all evaluators have answered, shape (n,).
     """
@@ -89,6 +90,7 @@ class StoredStudy:
     proposers: dict[int, str]
     n_batches: int
     n_proposed_by_batch: list[int]
+    created_s: np.ndarray
     metrics: list[MetricBatch]
     evaluated: np.ndarray
 
@@ -96,3 +98,37 @@ class StoredStudy:
     def parents(self) -> list[tuple[int, ...]]:
         """Numbers of the designs that each was derived from."""
         return [tuple(map(int, text.split(","))) if text else () for text in self.parents_text]
+
+    @property
+    def n_settled(self) -> int:
+        """How many designs from the first on stand in batches that are evaluated whole: those rows change no more."""
+        waiting = np.flatnonzero(~self.evaluated)
+        if not len(waiting):
+            return len(self.codes)
+        return int(np.searchsorted(self.batches, self.batches[waiting[0]]))
+
+    def continued(self, tail: StoredStudy) -> StoredStudy:
+        """Return this study with everything after its settled designs replaced by what was loaded from there on."""
+        first = self.n_settled
+        kept = int(self.batches[first - 1]) + 1 if first else 0  # empty batches behind it come with the tail
+        n = first + len(tail.codes)
+        metrics = [
+            MetricBatch.scatter([(np.arange(first), old.take(slice(first))), (np.arange(first, n), new)], n)
+            for old, new in zip(self.metrics, tail.metrics, strict=True)
+        ]
+        return StoredStudy(
+            codes=np.concatenate([self.codes[:first], tail.codes]),
+            hashes=self.hashes[:first] + tail.hashes,
+            batches=np.concatenate([self.batches[:first], tail.batches]),
+            marks=np.concatenate([self.marks[:first], tail.marks]),
+            parents_text=self.parents_text[:first] + tail.parents_text,
+            attempts=np.concatenate([self.attempts[:first], tail.attempts]),
+            last_errors={k: v for k, v in self.last_errors.items() if k < first}
+            | {first + k: v for k, v in tail.last_errors.items()},
+            proposers={b: p for b, p in self.proposers.items() if b < kept} | tail.proposers,
+            n_batches=kept + tail.n_batches,
+            n_proposed_by_batch=self.n_proposed_by_batch[:kept] + tail.n_proposed_by_batch,
+            created_s=np.concatenate([self.created_s[:kept], tail.created_s]),
+            metrics=metrics,
+            evaluated=np.concatenate([self.evaluated[:first], tail.evaluated]),
+        )

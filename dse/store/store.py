@@ -25,28 +25,38 @@ class Store(Calling):
         shown: its URL without the password.
     """
 
-    def load(self, study_id: int, code_dtype: np.dtype, n_parameters: int) -> StoredStudy:
-        """Return all designs of a study with all their metrics, as arrays."""
+    def load(self, study_id: int, code_dtype: np.dtype, n_parameters: int, first: int = 0) -> StoredStudy:
+        """Return the designs of a study with all their metrics, as arrays.
+
+        Args:
+            study_id: the study.
+            code_dtype: how its codes are stored.
+            n_parameters: how many a design has.
+            first: leave out designs before this number, which begins a batch; see :meth:`StoredStudy.continued`.
+        """
         design, batch, evaluator = tables.design, tables.batch, tables.evaluator
         with _no_collection(), self._reading() as connection:
             # Batches first: a writer that commits one between two of these statements adds rows that are left out.
             batches = connection.execute(
-                select(batch.c.number, batch.c.proposer, batch.c.n_proposed, batch.c.n_designs)
-                .where(batch.c.study_id == study_id)
+                select(batch.c.number, batch.c.proposer, batch.c.n_proposed, batch.c.n_designs, batch.c.created_s)
+                .where(batch.c.study_id == study_id, batch.c.first >= first)
                 .order_by(batch.c.number)
             ).all()
-            n = sum(b.n_designs for b in batches)
+            last = first + sum(b.n_designs for b in batches)
             hashes, codes, marks, parents, attempts = _columns_of(
                 connection.execute(
                     select(design.c.hash, design.c.codes, design.c.mark, design.c.parents, design.c.attempts)
-                    .where(design.c.study_id == study_id, design.c.number < n)
+                    .where(design.c.study_id == study_id, design.c.number >= first, design.c.number < last)
                     .order_by(design.c.number)
                 ).all(),
                 5,
             )
             errors = connection.execute(
                 select(design.c.number, design.c.last_error).where(
-                    design.c.study_id == study_id, design.c.number < n, design.c.last_error.is_not(None)
+                    design.c.study_id == study_id,
+                    design.c.number >= first,
+                    design.c.number < last,
+                    design.c.last_error.is_not(None),
                 )
             ).all()
             evaluators = connection.execute(
@@ -54,7 +64,8 @@ class Store(Calling):
                 .where(evaluator.c.study_id == study_id)
                 .order_by(evaluator.c.id)
             ).all()
-            answers = [_answers(connection, study_id, e.id, json.loads(e.layout), n) for e in evaluators]
+            answers = [_answers(connection, study_id, e.id, json.loads(e.layout), first, last) for e in evaluators]
+        n = last - first
         evaluated = np.ones(n, dtype=bool)
         for _, there in answers:
             evaluated &= there
@@ -65,10 +76,11 @@ class Store(Calling):
             marks=np.array([-1 if mark is None else mark for mark in marks], dtype=np.int64),
             parents_text=list(parents),
             attempts=np.array(attempts, dtype=np.int64),
-            last_errors={e.number: e.last_error for e in errors},
+            last_errors={e.number - first: e.last_error for e in errors},
             proposers={b.number: b.proposer for b in batches},
             n_batches=len(batches),
             n_proposed_by_batch=[b.n_proposed for b in batches],
+            created_s=np.array([b.created_s for b in batches], dtype=np.float64),
             metrics=[metrics for metrics, _ in answers],
             evaluated=evaluated,
         )
@@ -91,11 +103,11 @@ def _columns_of(rows: Sequence[Any], width: int) -> list[Sequence[Any]]:
 
 
 def _answers(
-    connection: Connection, study_id: int, evaluator_id: int, layout: Mapping[str, Any], n: int
+    connection: Connection, study_id: int, evaluator_id: int, layout: Mapping[str, Any], first: int, last: int
 ) -> tuple[MetricBatch, np.ndarray]:
-    """Return the metrics of designs 0 to n - 1 by one evaluator, and which it has answered."""
-    t = tables.evaluation
-    mine = (t.c.study_id == study_id, t.c.evaluator_id == evaluator_id, t.c.number < n)
+    """Return the metrics of designs ``first`` to ``last - 1`` by one evaluator, and which it has answered."""
+    t, n = tables.evaluation, last - first
+    mine = (t.c.study_id == study_id, t.c.evaluator_id == evaluator_id, t.c.number >= first, t.c.number < last)
     numbers, status, excess, packed = _columns_of(
         connection.execute(
             select(t.c.number, t.c.status, t.c.excess_ratio, t.c.metrics).where(*mine).order_by(t.c.number)
@@ -103,7 +115,7 @@ def _answers(
         4,
     )
     reasons = connection.execute(select(t.c.number, t.c.reason).where(*mine, t.c.reason.is_not(None))).all()
-    rows, states = np.array(numbers, dtype=np.intp), np.array(status, dtype=np.int64)
+    rows, states = np.array(numbers, dtype=np.intp) - first, np.array(status, dtype=np.int64)
     names: list[str] = layout["columns"]
     table, there, excesses = np.full((n, len(names)), np.nan), np.zeros(n, dtype=bool), np.zeros(n)
     there[rows] = True
@@ -114,8 +126,9 @@ def _answers(
         values = np.frombuffer(b"".join([packed[i] for i in chosen.tolist()]), dtype="<f8").reshape(len(chosen), -1)
         table[rows[chosen], : values.shape[1]] = values
     failed = set(rows[states == Status.FAILED].tolist())
-    told = {r.number: r.reason for r in reasons if r.number not in failed}
-    broke = {r.number: r.reason for r in reasons if r.number in failed}
+    texts = {r.number - first: r.reason for r in reasons}
+    told = {row: text for row, text in texts.items() if row not in failed}
+    broke = {row: text for row, text in texts.items() if row in failed}
     columns = {name: table[:, j] for j, name in enumerate(names)}
     values_of = {name: v for name, v in columns.items() if name[-1] not in "<>"}
     intervals = {name: (columns[name + "<"], columns[name + ">"]) for name in values_of if name + "<" in columns}

@@ -672,12 +672,12 @@ def test_exam_answers_are_marked(exam_questions, monkeypatch):
 
     for answer, right, unanswered in ((knows, 4, 0), (is_late, 0, 4)):
         arm = LlmArm("round_calls=1000", Scripted(answer))
-        paper = arm.exam(study.evaluation, study.goal, 4, 3, lambda text: None)
+        paper = arm.exam(study.evaluation, study.goal, 4, 3, lambda _: None)
         assert {(s.skill, s.n_right, s.n_unanswered) for s in paper.scores} == {(k, right, unanswered) for k in SKILLS}
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(UserError, match="nobody can be examined"):
-        LlmArm().exam(study.evaluation, study.goal, 1, 0, lambda text: None)
+        LlmArm().exam(study.evaluation, study.goal, 1, 0, lambda _: None)
 
 
 def test_the_interval_of_a_share_is_wilsons():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
 
 from dse import Choice, Scenario, Space, Study
 from dse.launch import dashboard_command, dashboard_environment
+from dse.store import open_store
 from dse.testing.samples import small_model
 
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -41,11 +44,61 @@ def study(name):
     )
 
 
+# A study that takes a fifth of a second per design; its definition is what matters here, not its figures.
+SLOW = """
+import sys, time
+import numpy as np
+from dse import Choice, Scenario, Space, Study
+from dse.metrics import MetricBatch
+from dse.testing.samples import small_model
+
+class Slow:
+    name, group, fidelity, version, fingerprint = "slow", "hardware", "analytical", "1", "slow-1"
+    laws, metrics = frozenset(), ("latency_s", "energy_j")
+    def prepare(self, problem):
+        return self
+    def evaluate(self, batch):
+        time.sleep(0.2 * len(batch))
+        rows = batch["pe_rows"].astype(float)
+        return MetricBatch({"latency_s": 1 / rows, "energy_j": rows + batch["n_cores"]}, len(batch))
+    def breakdown(self, batch):
+        return []
+
+Study("slow", model=small_model(), scenario=Scenario(images=1, image_px=(140, 84), prompt_tokens=7, output_tokens=5),
+      hardware="npu-template", space=Space(pe_rows=Choice(*range(1, 100)), n_cores=Choice(*range(1, 100))),
+      objectives="min latency_s, min energy_j", cost_models=[Slow()], proposers="random", ask_size=4,
+      ).run(2000, db=sys.argv[1], executor="local", report=lambda _: None)
+"""
+
+
+def n_designs(url, name):
+    with closing_store(url) as store:
+        return store.study(name).n_designs if store.has_study(name) else 0
+
+
+def state_of(url, name):
+    with closing_store(url) as store:
+        return store.study(name).state
+
+
+@contextmanager
+def closing_store(url):
+    store = open_store(url, read_only=True)
+    yield store
+    store.close()
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def database(tmp_path_factory):
     url = f"sqlite:///{tmp_path_factory.mktemp('db')}/a.db"
     study(HOSTILE).run(16, db=url, report=lambda _: None)
     study("small").run(48, db=url, report=lambda _: None)
+    return url
+
+
+@pytest.fixture(scope="module")
+def server(database):
+    url = database
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -87,31 +140,111 @@ def _is_outside(url, server):
     return not url.startswith((server, server.replace("http", "ws"), "data:", "blob:"))
 
 
-def test_from_the_studies_to_a_design(server, page):
+def drag(page, box, first, last):
+    """Drag over a part of a box, its corners as fractions of its sides."""
+    page.mouse.move(box["x"] + first[0] * box["width"], box["y"] + first[1] * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + last[0] * box["width"], box["y"] + last[1] * box["height"], steps=12)
+    page.mouse.up()
+
+
+def plot_area(page):
+    """The drawing area of the first figure, once it stands still."""
+    page.locator(".js-plotly-plot canvas").first.wait_for()
+    plot = page.locator(".js-plotly-plot .nsewdrag").first
+    plot.wait_for()
+    plot.scroll_into_view_if_needed()
+    before = None
+    while (now := plot.bounding_box()) != before:
+        before = now
+        page.wait_for_timeout(500)
+    return now
+
+
+def test_from_the_studies_over_the_front_to_a_design_and_its_files(server, page, tmp_path):
     page.goto(server)
     page.get_by_role("heading", name="Studies", exact=True).wait_for()
     page.goto(f"{server}/front?study=small")
-    page.locator(".js-plotly-plot canvas").first.wait_for()
-    page.get_by_text("a prior from published tables").wait_for()
     assert page.get_by_test_id("stMetricValue").first.inner_text() == "48"
+    box = plot_area(page)
+    drag(page, box, (0.01, 0.01), (0.99, 0.99))
+    page.get_by_text("designs selected").wait_for()
+    page.get_by_role("button", name="Set aside to compare").first.click()
+    page.get_by_role("button", name="Compare ").first.click()
+    page.get_by_role("heading", name="Compare", exact=True).wait_for()
+    assert "designs=" in page.url
     page.goto(f"{server}/design?study=small&design=3")
     page.get_by_text("proposed by auto").wait_for()
+    page.get_by_role("tab", name="Where time and energy go").click()
     page.get_by_role("heading", name="Latency (s)").wait_for()
+    page.get_by_role("tab", name="Export").click()
+    with page.expect_download() as downloaded:
+        page.get_by_role("button", name="Download design").click()
+    file = tmp_path / "design.json"
+    downloaded.value.save_as(file)
+    document = json.loads(file.read_text())
+    assert document["provenance"]["number"] == "3"
     assert "design=3" in page.url
 
 
-def test_a_box_selects_designs(server, page):
+def test_a_window_is_zoomed_to_and_left_again(server, page):
     page.goto(f"{server}/front?study=small")
-    plot = page.locator(".js-plotly-plot .nsewdrag").first
-    plot.wait_for()
+    drag(page, plot_area(page), (0.01, 0.01), (0.6, 0.99))
+    page.get_by_role("button", name="Zoom to the box").click()
+    page.get_by_role("button", name="Show all").wait_for()
+    assert "zoom=" in page.url
+    page.get_by_role("button", name="Show all").click()
+    page.get_by_role("button", name="Show all").wait_for(state="detached")
+
+
+def test_compare_and_search_draw_without_an_error(server, page):
+    page.goto(f"{server}/compare?study=small&designs=0,1,2")
+    page.get_by_role("heading", name="Knobs").wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+    page.goto(f"{server}/search?study=small")
+    page.get_by_role("heading", name="Which knobs matter").wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+
+
+def test_a_running_study_grows_on_the_page_and_is_paused_resumed_and_stopped(server, page, database, tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    run = subprocess.Popen(
+        [sys.executable, str(script), database], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while n_designs(database, "slow") < 4 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        page.goto(f"{server}/front?study=slow")
+        counter = page.get_by_test_id("stMetricValue").first
+        counter.wait_for()
+        first = int(counter.inner_text().replace(",", ""))
+        page.wait_for_function(
+            "before => +document.querySelector('[data-testid=stMetricValue]').innerText.replace(',', '') > before",
+            arg=first,
+        )
+        for what, state in (("pause", "paused"), ("resume", "running"), ("stop", "stopped")):
+            ask(database, page, server, what)
+            while (now := state_of(database, "slow")) != state and time.monotonic() < deadline + 120:
+                time.sleep(0.2)
+            assert now == state
+        assert run.wait(timeout=60) == 0
+    finally:
+        run.kill()
+        run.wait()
+
+
+def ask(database, page, server, what):
+    """Press a button of the list of studies."""
+    page.goto(server)
+    grid = page.get_by_test_id("stDataFrame").first
+    grid.wait_for()
     page.wait_for_timeout(1500)
-    plot.scroll_into_view_if_needed()
-    box = plot.bounding_box()
-    page.mouse.move(box["x"] + 3, box["y"] + 3)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] - 3, steps=10)
-    page.mouse.up()
-    page.get_by_text("designs selected").wait_for()
+    box = grid.bounding_box()
+    page.mouse.click(box["x"] + 20, box["y"] + 35 + 17)  # the check box of the first row: the newest study
+    page.get_by_role("button", name=what.capitalize(), exact=True).click()
+    page.get_by_text(f"asked to {what}").wait_for()
 
 
 def test_hostile_names_are_only_text(server, page):

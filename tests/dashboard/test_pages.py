@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 import dashboard
 from dse import Choice, Scenario, Space, Study
-from dse.store import open_store
+from dse.metrics import MetricBatch
+from dse.store import open_store, tables
 from dse.testing.samples import small_model
 
 pytest.importorskip("streamlit")
@@ -17,6 +19,7 @@ from streamlit.testing.v1 import AppTest
 
 APP = str(Path(dashboard.__file__).parent / "app.py")
 HOSTILE = "<img src=x onerror=alert(1)> ![x](https://example.org/x.png)"
+PAGES = ("studies", "front", "design", "compare", "search")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -33,10 +36,15 @@ def study(name="small", **changes):
     return Study(name, **options)
 
 
+def run(one, trials, url):
+    return one.run(trials, db=url, report=lambda _: None, executor="local")
+
+
 @pytest.fixture
 def database(tmp_path, monkeypatch):
     url = f"sqlite:///{tmp_path}/a.db"
     monkeypatch.setenv("DSE_DB", url)
+    monkeypatch.chdir(tmp_path)
     return url
 
 
@@ -45,59 +53,150 @@ def texts(app):
     return [element.value for kind in kinds for element in getattr(app, kind)]
 
 
-def call(function, **parameters):
-    """Run one page function as an app of its own."""
-    script = f"import streamlit as st\nfrom dashboard import pages\npages.{function}()\n"
-    app = AppTest.from_string(script, default_timeout=60)
+def said(app, words):
+    return any(words in text for text in texts(app))
+
+
+def start(page, **parameters):
+    """Run one page as an app of its own."""
+    app = AppTest.from_string(f"from dashboard.views import {page}\n{page}.page()\n", default_timeout=120)
     for key, value in parameters.items():
         app.query_params[key] = value
-    app.run()
+    return checked(app.run())
+
+
+def checked(app):
     assert not app.exception, [e.value for e in app.exception]
     return app
 
 
+def table(app, column):
+    """The first table that has a column of that name."""
+    return next(t.value for t in app.dataframe if column in t.value.columns)
+
+
 def test_the_app_starts_on_the_studies(database):
-    study().run(16, db=database, report=lambda _: None)
-    app = AppTest.from_file(APP, default_timeout=60).run()
-    assert not app.exception
+    results = run(study(), 16, database)
+    app = checked(AppTest.from_file(APP, default_timeout=120).run())
     assert "Studies" in texts(app)
-    assert app.dataframe[0].value["study"].tolist() == ["small"]
+    row = table(app, "study").iloc[0]
+    assert (row["study"], row["state"], row["designs"], row["left"]) == ("small", "finished", 16, 0)
+    assert row["front"] == len(results.front())
+    assert row["hypervolume"][-1] > 0
 
 
-@pytest.mark.parametrize("function", ["studies_page", "front_page", "design_page"])
-def test_without_a_database_or_a_study(database, tmp_path, function):
-    assert any("there is no database" in t for t in texts(call(function)))
+@pytest.mark.parametrize("page", PAGES)
+def test_without_a_database_or_a_study(database, tmp_path, page):
+    assert said(start(page), "there is no database")
     open_store(database).close()
-    found = texts(call(function))
-    assert any("No study is stored yet" in t for t in found)
+    assert said(start(page), "No study is stored yet")
     (tmp_path / "a.db").write_text("a letter, not a database at all")
-    assert any("not an SQLite database" in t for t in texts(call(function)))
+    assert said(start(page), "not an SQLite database")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_newer_a_foreign_and_a_locked_database(database, tmp_path, page):
+    import sqlite3
+
+    store = open_store(database)
+    with store._writing() as connection:
+        connection.execute(tables.meta.update().where(tables.meta.c.key == "schema_version").values(value="99"))
+    store.close()
+    assert said(start(page), "newer")
+    (tmp_path / "a.db").unlink()
+    with sqlite3.connect(tmp_path / "a.db") as other:
+        other.execute("create table trials (id int)")
+    assert said(start(page), "left untouched")
 
 
 def test_a_study_with_a_front(database):
-    results = study().run(24, db=database, report=lambda _: None)
-    app = call("front_page")
+    results = run(study(), 24, database)
+    front = results.front().numbers.tolist()
+    app = start("front")
     assert {m.label: m.value for m in app.metric}["designs"] == "24"
-    assert app.dataframe[0].value["design"].tolist() == results.front().numbers.tolist()
-    assert any("prior from published tables" in t for t in texts(app))
-    number = int(results.front().numbers[0])
-    app = call("design_page", study="small", design=str(number))
-    assert any("feasible, on the front" in t for t in texts(app))
-    assert app.dataframe[0].value["metric"].tolist()[0] == "latency_s"
+    tables_shown = [t.value["design"].tolist() for t in app.dataframe if "design" in t.value.columns]
+    assert front in tables_shown
+    assert set(table(app, "pick")["design"]) <= set(front)
+    assert said(app, "prior from published tables")
+    app = start("design", study="small", design=str(front[0]))
+    assert said(app, "feasible, on the front")
+    assert table(app, "basis")["metric"].tolist()[0] == "latency_s"
+    knobs = table(app, "here")
+    assert (knobs["here"] != knobs["reference"]).tolist() == sorted(knobs["here"] != knobs["reference"], reverse=True)
+    assert sorted(table(app, "distance")["distance"]) == table(app, "distance")["distance"].tolist()
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"x": "memory_bytes", "y": "area_mm2", "scale": "log"},
+        {"z": "quality_loss", "colour": "proposer"},
+        {"colour": "knob: pe_rows", "show": "intervals"},
+        {"colour": "metric: memory_bytes", "show": "infeasible"},
+    ],
+)
+def test_what_the_address_says_of_the_front_is_shown(database, choices):
+    run(study(constraints="area_mm2 <= 13"), 24, database)
+    app = start("front", study="small", **choices)
+    for key, value in choices.items():
+        assert value in np.ravel(app.session_state[key])
+
+
+def test_sliders_leave_out_what_is_beyond_them(database):
+    results = run(study(), 24, database)
+    app = start("front")
+    slider = next(s for s in app.select_slider if s.label == "quality_loss")
+    losses = results.metrics.values["quality_loss"][results.front().numbers]
+    checked(slider.set_range(slider.options[0], slider.options[24]).run())  # the first decade
+    shown = [t.value for t in app.dataframe if list(t.value.columns[:2]) == ["design", "latency_s"]]
+    assert shown[-1]["quality_loss"].max() <= losses.min() * 10
+    assert 0 < len(shown[-1]) < len(losses)
+
+
+def test_another_study_beside_it(database):
+    run(study(), 16, database)
+    run(study("second", seed=1), 16, database)
+    app = start("front", study="small", **{"with": "second"})
+    assert app.session_state["with"] == "second"
+
+
+def test_a_selection_is_listed_and_can_be_set_aside(database):
+    run(study(), 16, database)
+    app = AppTest.from_string("from dashboard.views import front\nfront.page()\n", default_timeout=120)
+    app.session_state["picture-latency_s-energy_j"] = {
+        "selection": {
+            "points": [{"customdata": 3}, {"customdata": [5]}, {"customdata": -1}, {}],
+            "box": [],
+            "lasso": [],
+        }
+    }
+    checked(app.run())
+    assert said(app, "2 designs selected")
+    checked(next(b for b in app.button if b.key == "aside-selected").click().run())
+    assert app.session_state["basket"] == [3]
 
 
 def test_one_design(database):
-    study().run(1, db=database, report=lambda _: None)
-    assert call("front_page").metric[1].value == "1"
-    call("design_page")
+    run(study(), 1, database)
+    assert start("front").metric[2].value == "1"
+    for page in PAGES:
+        start(page)
 
 
 def test_no_feasible_design(database):
-    study(constraints="area_mm2 <= 0.001").run(8, db=database, report=lambda _: None)
-    assert any("No feasible design yet." in t for t in texts(call("front_page")))
-    found = texts(call("design_page"))
-    assert "not feasible" in found
-    assert any("is broken" in t for t in found)
+    run(study(constraints="area_mm2 <= 0.001"), 8, database)
+    app = start("front")
+    assert said(app, "No feasible design yet.")
+    assert said(app, "8 designs are not feasible")
+    assert "area_mm2 <= 0.001" in table(app, "reason")["reason"].iloc[0]
+    app = start("design")
+    assert said(app, "not feasible")
+    assert said(app, "is broken")
+    for page in ("studies", "compare"):
+        start(page)
+    laws = table(start("search"), "law")
+    assert laws["law"].tolist() == ["area_mm2 <= 0.001 mm2 is broken"]
+    assert laws["designs"].tolist() == [8]
 
 
 class Broken:
@@ -113,8 +212,6 @@ class Broken:
     def evaluate(self, batch):
         if len(batch) and (batch["pe_rows"] == 8).any():
             raise RuntimeError(HOSTILE)
-        from dse.metrics import MetricBatch
-
         return MetricBatch({n: np.ones(len(batch)) for n in self.metrics}, len(batch))
 
     def breakdown(self, batch):
@@ -123,19 +220,102 @@ class Broken:
 
 
 def test_failed_designs_and_hostile_text(database):
-    run = study(HOSTILE, cost_models=(Broken(),), objectives="min latency_s, min energy_j")
-    results = run.run(24, db=database, report=lambda _: None)
+    results = run(study(HOSTILE, cost_models=(Broken(),), objectives="min latency_s, min energy_j"), 24, database)
     failed = next(iter(results.metrics.errors))
-    app = call("design_page", study=HOSTILE, design=str(failed))
+    app = start("design", study=HOSTILE, design=str(failed))
     assert any(HOSTILE in element.value for element in app.text)
-    assert not any(HOSTILE in element.value for element in app.markdown)
-    call("front_page", study=HOSTILE)
+    for page in PAGES:
+        app = start(page, study=HOSTILE)
+        for kind in ("markdown", "caption", "info", "warning", "success", "error", "header", "subheader", "title"):
+            assert not any(HOSTILE in element.value for element in getattr(app, kind))
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"study": "deleted"}, {"design": "-1"}, {"design": "9" * 30}, {"design": "x", "study": ""}]
+    "parameters",
+    [
+        {"study": "deleted"},
+        {"design": "-1"},
+        {"design": "9" * 30},
+        {"design": "x", "study": ""},
+        {"x": "nothing", "colour": "knob: none", "scale": "cubic", "only-latency_s": "1,2,3", "zoom": "a:b,c:1:nan"},
+        {"zoom": "latency_s:1e300:1e301"},
+        {"designs": "a,-3,99999,0,1,2,3,4,5,6,7", "metric": "none", "knob": "", "second": "pe_rows"},
+    ],
 )
 def test_addresses_that_lead_nowhere(database, parameters):
-    study().run(8, db=database, report=lambda _: None)
-    for function in ("front_page", "design_page"):
-        call(function, **parameters)
+    run(study(), 8, database)
+    for page in PAGES:
+        app = start(page, **parameters)
+        if parameters.get("study") == "deleted" and page != "studies":
+            assert said(app, "names a study that is not stored")
+
+
+def test_compare_shows_only_what_differs(database):
+    results = run(study(), 16, database)
+    app = start("compare", designs="0,3,99")
+    assert said(app, "left out: 99")
+    knobs = [t.value for t in app.dataframe if "name" in t.value.columns][1]
+    values = results.space.values(results.space.repair(results.stored.codes[[0, 3]]))
+    assert set(knobs["name"]) == {label for label in values[0] if values[0][label] != values[1][label]}
+    checked(next(t for t in app.toggle if t.key == "only").set_value(False).run())
+    assert len([t.value for t in app.dataframe if "name" in t.value.columns][1]) == results.space.n_parameters
+
+
+def test_the_search_page_counts_what_was_proposed(database):
+    results = run(study(proposers=["random", "evolve"]), 32, database)
+    app = start("search")
+    rows = table(app, "proposer")
+    assert rows["designs"].sum() == 32
+    assert rows["on the front"].sum() == len(results.front())
+    proposed = sum(results.stored.n_proposed_by_batch)
+    assert {m.label: m.value for m in app.metric}["duplicates avoided"] == str(proposed - 32)
+    checked(next(s for s in app.selectbox if s.key == "second").set_value("pe_rows").run())
+
+
+def test_controls_reach_a_running_study(database):
+    row = None
+    seen = []
+
+    def report(progress):
+        nonlocal row
+        if row is None:
+            app = start("studies")
+            checked(app.run())
+            store = open_store(database)
+            row = store.study("small")
+            store.request("small", "stop")
+            store.close()
+        seen.append(progress.n_done)
+
+    study(trials=400).run(400, db=database, report=report, executor="local")
+    assert seen[-1] < 400
+    app = start("studies")
+    assert table(app, "state")["state"].tolist() == ["stopped"]
+
+
+def test_a_study_is_started_in_a_process_of_its_own(database, tmp_path):
+    from dashboard import launching
+    from dse.errors import NameUnknown
+
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "tiny.py").write_text(
+        "from dse import Choice, Scenario, Space, Study\n"
+        "study = Study('tiny', model='qwen2.5-coder-0.5b', scenario=Scenario(prompt_tokens=8, output_tokens=4),\n"
+        "    hardware='npu-template', space=Space(weight_bits=Choice(4, 8), pe_rows=Choice(16, 32)),\n"
+        "    objectives='min latency_s', proposers='enumerate')\n"
+    )
+    app = start("studies")
+    assert any("tiny.py" in option for s in app.selectbox for option in s.options)
+    with pytest.raises(NameUnknown, match="study file"):
+        launching.start("../../etc/passwd", database, 1, 0)
+    log = launching.start("studies/tiny.py", database, 4, 0)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if "Next: dse show tiny" in log.read_text():
+            break
+        time.sleep(0.2)
+    assert "designs on the front of study 'tiny'" in log.read_text()
+    store = open_store(database, read_only=True)
+    assert store.study("tiny").n_designs == 4
+    store.close()
+    assert any("dse show tiny" in c.value for c in start("studies").code)

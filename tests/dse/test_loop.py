@@ -17,7 +17,7 @@ from dse.metrics import MetricBatch
 from dse.objectives import Goal
 from dse.params import Choice
 from dse.progress import describe
-from dse.protocols import Proposals
+from dse.protocols import Chunk, Proposals
 from dse.space import Space
 from dse.testing.samples import small_problem
 
@@ -331,3 +331,39 @@ class Sevens:
             codes[:10, cells] = 6
             codes[:10, SPACE.labels.index("n_cores")] = np.arange(10)
         return Proposals(codes)
+
+
+@dataclass
+class Slices:
+    """An executor that answers a batch in chunks of three."""
+
+    evaluation: Evaluation
+    name: str = "slices"
+    waiting: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def submit(self, codes):
+        self.waiting[len(self.waiting)] = codes
+        return len(self.waiting) - 1
+
+    def collect(self, ticket):
+        codes = self.waiting[ticket]
+        self.waiting[ticket] = None  # a batch is collected once
+        for start in range(0, len(codes), 3):
+            yield Chunk(start, self.evaluation.evaluate(codes[start : start + 3]))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_a_stop_that_is_told_once_holds_wherever_it_is_heard(at):
+    asked = []
+
+    def once():
+        asked.append(1)
+        return len(asked) == at
+
+    loop = Loop(SPACE, GOAL, [Uniform()], Slices(Evaluation(SPACE, [Toy()])), Memory(), seed=0, ask_size=8, lag=1)
+    steps = list(loop.run(200, once))
+    assert steps[-1].end == "stopped"
+    assert len(asked) == at

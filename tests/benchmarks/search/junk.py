@@ -88,7 +88,7 @@ def mixed(target, seed: int) -> Answer:
 
 PROVIDERS: dict[str, Callable[..., Answer]] = {
     "feasible": feasible,
-    "random": lambda target, seed: SCRIPTS["random"],
+    "random": lambda _target, _seed: SCRIPTS["random"],
     "mixed": mixed,
 }
 

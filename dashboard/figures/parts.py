@@ -1,0 +1,196 @@
+"""What a design is made of: where its time and energy go, its map of bits and widths, its operators on a roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dashboard.figures.theme import SHADES, axis, colour, dressed, symbol, titled
+from dse.protocols import Breakdown
+
+# A kind of cost has one colour in every metric; what is not listed takes those that are left.
+_KINDS: Final = {
+    kind: i
+    for i, kinds in enumerate(
+        (
+            ("compute", "array", "weight bits"),
+            ("weight traffic", "weights", "activation bits"),
+            ("activation traffic", "activations", "pruning of decoder"),
+            ("kv traffic", "cache", "cache bits"),
+            ("on-chip memory", "vector unit", "images"),
+            ("overhead", "leakage", "idle", "static"),
+            ("interface", "exchange", "collectives", "pruning of vision"),
+        )
+    )
+    for kind in kinds
+}
+
+
+def _kind_colours(kinds: Sequence[str]) -> list[int]:
+    """Return the colour of each kind, no two alike while there are colours left."""
+    taken: dict[str, int] = {}
+    for kind in kinds:
+        wanted = _KINDS.get(kind, 0)
+        free = [i for i in (*range(wanted, 28), *range(wanted)) if i not in taken.values()]
+        taken[kind] = free[0]
+    return [taken[kind] for kind in kinds]
+
+
+def breakdown_figure(parts: Sequence[tuple[str, Breakdown]], *, by: str = "kind") -> go.Figure:
+    """Return one metric of one or several designs as stacked bars: a bar per component and phase, a colour per kind.
+
+    Args:
+        parts: (name of the design or "", its breakdown, one row).
+        by: what a colour stands for, "kind" of cost or "class" of operators.
+    """
+    totals: dict[str, dict[str, float]] = {}
+    for name, part in parts:
+        for (component, phase, op_class, kind), value in zip(part.labels, part.parts[0], strict=True):
+            bar = component if phase == "all" else f"{component}, {phase}"
+            bar = f"{name}: {bar}" if name else bar
+            stack = totals.setdefault(kind if by == "kind" else op_class, {})
+            stack[bar] = stack.get(bar, 0.0) + float(value)
+    bars = list(dict.fromkeys(bar for stack in totals.values() for bar in stack))
+    if len(parts) > 1:
+        order = {name: i for i, (name, _) in enumerate(parts)}
+        bars.sort(key=lambda bar: order[bar.partition(": ")[0]])
+    paints = _kind_colours(list(totals))
+    figure = go.Figure(
+        [
+            go.Bar(
+                y=bars,
+                x=[stack.get(b, 0.0) for b in bars],
+                name=kind,
+                orientation="h",
+                marker={"color": colour(i), "pattern": {"shape": ("", "/", "x", ".")[i // 7 % 4]}},
+                hovertemplate="%{y}<br>" + kind + ": %{x:.4g}<extra></extra>",
+            )
+            for i, (kind, stack) in zip(paints, totals.items(), strict=True)
+        ]
+    )
+    dressed(
+        figure,
+        130 + 30 * len(bars),
+        xaxis={"title": {"text": titled(parts[0][1].metric) if parts else ""}},
+        yaxis={"autorange": "reversed"},
+    )
+    return figure.update_layout(barmode="stack")
+
+
+_CELLS_WITH_TEXT: Final = 48
+
+
+@dataclass(frozen=True)
+class Map:
+    """Values of a knob over the hierarchy of one component.
+
+    Attributes:
+        title: what it shows.
+        rows: blocks (or stem, head), from the first one on.
+        columns: modules inside a block, in the order of the checkpoint.
+        values: shape (rows, columns), NaN where a block has no such module.
+        unit: of a value, "" for plain numbers.
+        levels: the values that the knob may take, ascending; empty for a fraction from 0 to 1.
+    """
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: np.ndarray
+    unit: str
+    levels: Sequence[float] = ()
+
+
+def map_figure(chosen: Map) -> go.Figure:
+    """Return a map as a heat map, the value written in each cell; modules down, blocks across."""
+    shown = chosen.values.T
+    text = [["" if np.isnan(v) else f"{v:g}" for v in row] for row in shown]
+    bar: dict[str, Any] = {"title": {"text": chosen.unit, "side": "right"}, "thickness": 12}
+    if chosen.levels:  # widths by their place among those there are: from 3 to 4 bits is as far as from 8 to 16
+        place = np.searchsorted(chosen.levels, shown).astype(np.float64)
+        colours, top = np.where(np.isnan(shown), np.nan, place), float(max(len(chosen.levels) - 1, 1))
+        bar |= {"tickvals": list(range(len(chosen.levels))), "ticktext": [f"{v:g}" for v in chosen.levels]}
+    else:
+        colours, top = shown, 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=colours.astype(np.float32),
+            x=list(chosen.rows),
+            y=list(chosen.columns),
+            text=text,
+            texttemplate="%{text}" if len(chosen.rows) <= _CELLS_WITH_TEXT else None,
+            colorscale=SHADES,
+            zmin=0,
+            zmax=top,
+            xgap=1,
+            ygap=1,
+            colorbar=bar,
+            hovertemplate=f"block %{{x}}, %{{y}}: %{{text}} {chosen.unit}<extra></extra>",
+        )
+    )
+    return dressed(
+        figure,
+        max(160, 96 + 26 * len(chosen.columns)),
+        xaxis={"type": "category", "title": {"text": "block"}},
+        yaxis={"type": "category", "autorange": "reversed"},
+    )
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Operators of a design against what the hardware can do.
+
+    Attributes:
+        names: operators ("decoder, decode, linear").
+        macs: multiply-accumulates of each, shape (n,).
+        dram_bytes: bytes each moves, shape (n,).
+        seconds: time each takes, shape (n,).
+        peak_macs_per_s: what the array does at best.
+        peak_bytes_per_s: what the memory does at best.
+    """
+
+    names: Sequence[str]
+    macs: np.ndarray
+    dram_bytes: np.ndarray
+    seconds: np.ndarray
+    peak_macs_per_s: float
+    peak_bytes_per_s: float
+
+
+def roofline_figure(roof: Roof) -> go.Figure:
+    """Return the operators in the plane of intensity and rate, below the two roofs of the hardware."""
+    intensity, rate = roof.macs / roof.dram_bytes, roof.macs / roof.seconds
+    ridge = roof.peak_macs_per_s / roof.peak_bytes_per_s
+    low = min(float(intensity.min(initial=ridge)), ridge) / 3
+    high = max(float(intensity.max(initial=ridge)), ridge) * 3
+    figure = go.Figure(
+        go.Scatter(
+            x=[low, ridge, high],
+            y=[low * roof.peak_bytes_per_s, roof.peak_macs_per_s, roof.peak_macs_per_s],
+            mode="lines",
+            name="roof: DRAM, then array",
+            line={"color": colour(6), "dash": "dash"},
+            hoverinfo="skip",
+        )
+    )
+    whole = float(roof.seconds.sum())
+    for i, name in enumerate(roof.names):
+        share = roof.seconds[i] / whole if whole else 0.0
+        figure.add_trace(
+            go.Scatter(
+                x=[float(intensity[i])],
+                y=[float(rate[i])],
+                mode="markers",
+                name=name,
+                marker={"color": colour(i), "symbol": symbol(i), "size": 9 + 22 * float(share) ** 0.5},
+                hovertemplate=f"{name}<br>%{{x:.3g}} MAC/B, %{{y:.3g}} MAC/s<br>{share:.1%} of the time<extra></extra>",
+            )
+        )
+    x, y = axis("intensity", log=True), axis("rate", log=True)
+    x["title"], y["title"] = {"text": "multiply-accumulates per DRAM byte"}, {"text": "multiply-accumulates per second"}
+    dressed(figure, 420, xaxis=x, yaxis=y)
+    return figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})

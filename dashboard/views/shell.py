@@ -1,0 +1,126 @@
+"""What all pages have in common: errors in words, the choice of a study, live refresh, text that is only text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import data
+from dashboard.data import View
+from dse.errors import DseError
+from dse.metrics import METRICS, MetricBatch
+from dse.results import show
+
+TICK_S: Final = 2.0
+RUNNING: Final = ("running", "paused")
+NO_STUDY: Final = "No study is stored yet. Run one:"
+RUN_ONE: Final = "dse run studies/medical_vqa_edge.py"
+
+
+def guarded(page: Callable[[], None]) -> Callable[[], None]:
+    """Return the page with errors told in words."""
+
+    @wraps(page)
+    def shown() -> None:
+        try:
+            page()
+        except DseError as error:
+            data.explained(error)
+
+    return shown
+
+
+def choose_study() -> View | None:
+    """Let the visitor choose a study in the sidebar and return it as it is now; None where there is none."""
+    names = [row.name for row in data.studies()]
+    if not names:
+        st.info(NO_STUDY)
+        st.code(RUN_ONE, language=None)
+        return None
+    asked = st.query_params.get("study")
+    if asked and asked not in names:
+        st.warning("The address names a study that is not stored, or no longer; this is the latest one.")
+    with st.sidebar:
+        name = st.selectbox("study", names, key="study", bind="query-params")
+    name = name if name in names else names[0]
+    return data.look(name)
+
+
+def live(view: View, draw: Callable[[View], None]) -> None:
+    """Draw a part of a page, and again every two seconds while the study runs."""
+    name, state = view.results.row.name, view.results.row.state
+
+    def tick() -> None:
+        try:
+            now = data.look(name)
+        except DseError as error:
+            data.explained(error)
+            return
+        if now.results.row.state != state:
+            st.rerun()  # a study that has ended is not asked again
+        draw(now)
+
+    st.fragment(tick, run_every=TICK_S if state in RUNNING else None)()
+
+
+def plain_table(
+    rows: Sequence[Sequence[Any]], columns: Sequence[str], *, key: str | None = None, **options: Any
+) -> Any:
+    """Show rows of plain text and numbers."""
+    frame = pd.DataFrame(list(rows), columns=list(columns))
+    return st.dataframe(frame, hide_index=True, key=key, **options)
+
+
+def metric_frame(results: Any, numbers: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    """Return designs with some metrics as numbers, the design's number first."""
+    frame = pd.DataFrame({n: results.metrics.values[n][numbers] for n in names if n in results.metrics.values})
+    frame.insert(0, "design", numbers)
+    return frame
+
+
+def metric_columns(names: Sequence[str]) -> Mapping[str, Any]:
+    """Return how columns of metrics look: four digits, their meaning as help."""
+    return {
+        n: st.column_config.NumberColumn(
+            n, format="bytes" if n.endswith("_bytes") else "%.4g", help=METRICS[n].help if n in METRICS else None
+        )
+        for n in names
+    }
+
+
+def shown(metrics: MetricBatch, name: str, number: int) -> str:
+    """Return one metric of one design for people, with its interval; a dash where it has none."""
+    if name not in metrics.values or not np.isfinite(metrics.values[name][number]):
+        return "–"
+    return show(metrics, name, number)
+
+
+def drawable_metrics(results: Any) -> list[str]:
+    """Return the metrics that at least one design has, those of the goal first."""
+    wanted = [n for n in results.goal.metrics if n in results.metrics.values]
+    names = list(dict.fromkeys([*wanted, *results.metrics.values]))
+    return [n for n in names if np.isfinite(results.metrics.values[n]).any()]
+
+
+def prior_note(results: Any, names: Sequence[str]) -> None:
+    """Say which metrics rest on a prior."""
+    priors = [n for n in names if results.metrics.basis.get(n) == "prior"]
+    if priors:
+        st.caption(f"{', '.join(priors)}: a prior from published tables, not a measurement of this model.")
+
+
+def basket() -> list[int]:
+    """Return the designs that the visitor has set aside to compare, of the study that is open."""
+    kept: list[int] = st.session_state.setdefault("basket", [])
+    return kept
+
+
+def set_aside(numbers: Sequence[int]) -> None:
+    """Add designs to those set aside, six at most, the latest ones."""
+    kept = [*basket(), *(int(n) for n in numbers)]
+    st.session_state["basket"] = list(dict.fromkeys(kept))[-6:]
