@@ -6,11 +6,15 @@ good at the start gives way: a bandit with discounted rewards (Garivier and Moul
 the rates, every arm keeping a few percent to be heard again. Arms begin from prior rates that favour the models while
 designs are few and evolution later.
 
-    auto                                   gp, tpe, evolve, local
+    auto                                   bottleneck, gp, tpe, evolve, local
     auto:arms=evolve+local+optuna:nsga2    any proposers of the catalogue, those of others too
 
+Where the study can tell what costs consist of, ``bottleneck`` makes the start from the first design that runs, for it
+needs no sample to learn from; where nobody can tell, it has no place here, and the start is a stratified sample.
+
 A design's mark says which arm proposed it, and carries the arm's own mark. While little is known, batches are smaller
-than asked for: a model of 20 designs has no 64 opinions, and the next batch will know more.
+than asked for: a model of 20 designs has no 64 opinions, and the next batch will know more. An arm that fails, or has
+nothing to say, leaves its designs to the others.
 """
 
 from __future__ import annotations
@@ -25,11 +29,12 @@ from agents.sampling import stratified
 from agents.standing import gains_in_order
 from agents.variation import Layout, make_new, unknown_rows
 from dse import catalogue
+from dse.asking import Mishaps, ask
 from dse.errors import UserError, unknown
 from dse.protocols import History, Proposals, Proposer
 from dse.space import row_keys
 
-DEFAULT_ARMS: Final = ("gp", "tpe", "evolve", "local")
+DEFAULT_ARMS: Final = ("gp", "tpe", "evolve", "local", "bottleneck")
 START_DESIGNS: Final = 16
 _MOST_ARMS: Final = 16
 _BATCH_RATIO: Final = 0.125  # of the designs known, while they are few
@@ -38,10 +43,11 @@ _MEMORY: Final = 120.0  # designs after which earnings count a third
 _PRIOR_DESIGNS: Final = 12.0
 _FLOOR: Final = 0.04
 # Prior worth of a design of each arm, while designs are few and when there are many; 1 for arms not listed.
-_EARLY: Final = {"gp": 6.0, "tpe": 1.0, "evolve": 1.0, "local": 0.5}
-_LATE: Final = {"gp": 1.0, "tpe": 0.3, "evolve": 2.0, "local": 1.0}
+_EARLY: Final = {"bottleneck": 6.0, "gp": 6.0, "tpe": 1.0, "evolve": 1.0, "local": 0.5}
+_LATE: Final = {"bottleneck": 0.5, "gp": 1.0, "tpe": 0.3, "evolve": 2.0, "local": 1.0}
 _TURN: Final = 400.0  # designs at which early and late weigh alike
-_GP_LIMIT: Final = 900  # beyond, a model costs more time than it saves designs
+_MODELS: Final = ("gp", "bottleneck")
+_MODEL_LIMIT: Final = 900  # beyond, a model costs more time than it saves designs
 
 
 class Auto:
@@ -49,29 +55,33 @@ class Auto:
 
     Args:
         options: "" for the default arms, or "arms=NAME+NAME+...".
+        others: further arms, proposers of any kind.
 
     Raises:
         UserError: options that are none, an arm twice, or more than 16 of them.
         NameUnknown: an arm that is no proposer.
     """
 
-    def __init__(self, options: str = "") -> None:
+    def __init__(self, options: str = "", others: Sequence[Proposer] = ()) -> None:
         self.name = f"auto:{options}" if options else "auto"
         key, _, names = options.partition("=")
         if options and key != "arms":
             raise unknown("option of auto", key, ("arms",), "write auto:arms=evolve+local")
         listed = names.split("+") if options else list(DEFAULT_ARMS)
+        listed += [other.name for other in others]
         if len(set(listed)) < len(listed) or not 1 <= len(listed) <= _MOST_ARMS or "auto" in listed:
             raise UserError(f"auto: arms={names!r}", f"1 to {_MOST_ARMS} different proposers, not auto itself")
         self._names = listed
-        self._arms: Sequence[Proposer] = [catalogue.proposer(name) for name in listed]
+        self._arms: Sequence[Proposer] = [
+            *(catalogue.proposer(name) for name in listed[: len(listed) - len(others)]), *others,
+        ]  # fmt: skip
         windows = [arm.window for arm in self._arms]
         self.window = 0 if 0 in windows else max(1200, *windows)
 
     def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
         """Return up to k designs of all arms, by their shares, in random order."""
         done = history.n_total + len(history.pending_codes)
-        if done < START_DESIGNS:
+        if done < START_DESIGNS and not self._has_insight(history):
             start = stratified(history.space, min(k, START_DESIGNS), rng)
             start, fresh = make_new(history, Layout.of(history.space), start, rng)
             return Proposals(start[fresh])
@@ -95,6 +105,11 @@ class Auto:
         order = rng.permutation(sum(len(c) for c in codes))
         return Proposals(np.concatenate(codes)[order], [parents[i] for i in order], np.concatenate(marks)[order])
 
+    def _has_insight(self, history: History) -> bool:
+        """Whether the bottleneck arm has a design to start from, and somebody who tells what it costs."""
+        told = history.evidence is not None and history.evidence.explain is not None
+        return "bottleneck" in self._names and told and bool(np.isfinite(history.objectives).all(axis=1).any())
+
     def _ask(
         self, history: History, arm: int, k: int, earlier: Sequence[np.ndarray], rng: np.random.Generator
     ) -> Proposals:
@@ -106,8 +121,8 @@ class Auto:
             pending_marks=np.concatenate([_own(history.pending_marks, arm), *(np.full(len(c), -1) for c in earlier)]),
         )
         view = replace(view, marks=_own(view.marks, arm))
-        found = proposer.propose(view, k, rng)
-        codes = history.space.repair(np.asarray(found.codes).reshape(-1, history.space.n_parameters))[:k]
+        found = ask(proposer, view, k, rng, None, Mishaps()) or Proposals(history.codes[:0])
+        codes = found.codes
         taken = set(row_keys(np.concatenate([history.pending_codes[:0], *earlier])))
         fresh = np.flatnonzero(unknown_rows(history, codes, taken)).tolist()
         return Proposals(
@@ -121,7 +136,13 @@ class Auto:
         late = 1.0 - np.exp(-history.n_total / _TURN)
         heads = self._names
         prior = np.array([_EARLY.get(h, 1.0) * (1 - late) + _LATE.get(h, 1.0) * late for h in heads])
-        allowed = np.array([h != "gp" or history.n_total < _GP_LIMIT or len(heads) == 1 for h in heads])
+        allowed = np.array([h not in _MODELS or history.n_total < _MODEL_LIMIT or len(heads) == 1 for h in heads])
+        if "bottleneck" in heads and len(heads) > 1:
+            own = np.array([h == "bottleneck" for h in heads])
+            if not self._has_insight(history):
+                allowed &= ~own
+            elif history.n_total + len(history.pending_codes) < START_DESIGNS:
+                allowed = own
         # The first design of all adds all there is: nobody's merit.
         marked = np.flatnonzero((history.marks >= 0) & (np.arange(len(history)) > 0))
         rate = prior / prior.sum()
