@@ -29,7 +29,7 @@ import numpy as np
 from agents.auto import DEFAULT_ARMS, Auto
 from dse import catalogue
 from dse.evaluation import Evaluation
-from dse.protocols import History, Proposals, Proposer
+from dse.protocols import Breakdown, History, Proposals, Proposer
 from tests.benchmarks.search.agents_table import write
 from tests.benchmarks.search.freeze import RECIPES, bind
 from tests.benchmarks.search.play import Searchable, Told, play_from
@@ -78,9 +78,15 @@ class Junk:
 @cache
 def told(name: str) -> Told:
     """Return who explains a frozen space's designs: the cost models of today, on the recipe it was drawn from."""
-    space, frozen = bind(RECIPES[name]), load(name)
-    assert [list(p.levels) for p in space.parameters] == [list(p.levels) for p in frozen.space.parameters]
-    return Evaluation(space, ("analytical", "prior")).explain, space.schema.problem
+    space, frozen = bind(RECIPES[name]), load(name).space
+    column = [frozen.labels.index(label) for label in space.labels]  # parameters once stood in the order of declaration
+    assert [p.levels for p in space.parameters] == [frozen.parameters[j].levels for j in column]
+    evaluation = Evaluation(space, ("analytical", "prior"))
+
+    def explain(codes: np.ndarray) -> list[Breakdown]:
+        return evaluation.explain(codes[:, column])
+
+    return explain, space.schema.problem
 
 
 @cache
@@ -90,16 +96,17 @@ def given(name: str) -> tuple[Frozen, list[Reference]]:
     return frozen, references(frozen, N_SEEDS_AUTO)
 
 
-def run(space: str, arm: str, seed: int) -> dict[str, object]:
+def run(space: str, arm: str, seed: int, budget: int) -> dict[str, object]:
     """Return what is kept of a run."""
+    checkpoints = [c for c in CHECKPOINTS if c <= budget]
     frozen, listed = given(space)
     reference = listed[seed]
     proposer: Proposer = Auto("", [Junk(frozen)]) if arm == "auto + junk" else catalogue.proposer(arm)
-    found = play_from(frozen, proposer, seed, max(CHECKPOINTS), ARMS[arm], reference.codes, told(space))
+    found = play_from(frozen, proposer, seed, budget, ARMS[arm], reference.codes, told(space))
     better = reference.superior(found.objectives, found.violation)
     return {
-        "ratios": [round(yard(space).ratio(found.objectives[:c], found.violation[:c]), 5) for c in CHECKPOINTS],
-        "superior": [int(better[1:c].sum()) for c in CHECKPOINTS],
+        "ratios": [round(yard(space).ratio(found.objectives[:c], found.violation[:c]), 5) for c in checkpoints],
+        "superior": [int(better[1:c].sum()) for c in checkpoints],
         "share": round(reference.share_ratio, 5),
         "ms_per_design": round(found.ms_per_design, 3),
     }
@@ -115,18 +122,23 @@ def main() -> None:
     arguments = parser.parse_args()
     document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     todo = [
-        (space, arm, seed)
+        (space, arm, seed, budget)
+        for budget in (50, max(CHECKPOINTS))  # first the beginnings of all, which cost little
         for seed in range(N_SEEDS_AUTO)
         for space in arguments.space or SPACES
         for arm in arguments.arm or ARMS
-        if (seed < N_SEEDS or arm.startswith("auto")) and f"{space}|{arm}|{seed}" not in document["runs"]
+        if seed < N_SEEDS or arm.startswith("auto")
     ]
-    todo = [] if arguments.only_table else todo
+    done_by = {
+        key: max(c for c, _ in zip(CHECKPOINTS, r["ratios"], strict=False)) for key, r in document["runs"].items()
+    }
+    todo = [] if arguments.only_table else [j for j in todo if done_by.get("|".join(map(str, j[:3])), 0) < j[3]]
     with ProcessPoolExecutor(arguments.processes) as pool:
-        waiting = {pool.submit(run, *job): "|".join(map(str, job)) for job in todo}
+        waiting = {pool.submit(run, *job): "|".join(map(str, job[:3])) for job in todo}
         for done, future in enumerate(as_completed(waiting), start=1):
             key, found = waiting[future], future.result()
-            document["runs"][key] = found
+            if len(found["ratios"]) >= len(document["runs"].get(key, {"ratios": ()})["ratios"]):
+                document["runs"][key] = found
             document["date"] = time.strftime("%Y-%m-%d")
             document["python"], document["numpy"] = platform.python_version(), np.__version__
             document["evidence"] = {m: catalogue.cost_model(m).version for m in ("analytical", "prior")}

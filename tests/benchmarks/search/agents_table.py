@@ -35,7 +35,10 @@ def write(
             continue
         lines += ["", f"### {space}: {min(shares):.2%} to {max(shares):.2%} of the space superior", ""]
         heads = [f"superior of {c}" for c in checkpoints] + [f"hypervolume at {c}" for c in checkpoints]
-        lines += [f"| arm | {' | '.join(heads)} | seeds | ms per design |", "|---|" + "---|" * (len(heads) + 2)]
+        lines += [
+            f"| arm | {' | '.join(heads)} | seeds (to the end) | ms per design |",
+            "|---|" + "---|" * (len(heads) + 2),
+        ]
         for arm, found in runs.items():
             if found:
                 superior = [
@@ -43,7 +46,9 @@ def write(
                 ]
                 volumes = [_cell([r["ratios"][i] for r in found.values()]) for i in range(len(checkpoints))]
                 cost = np.median([r["ms_per_design"] for r in found.values()])
-                lines.append(f"| {arm} | {' | '.join([*superior, *volumes])} | {len(found)} | {cost:.1f} |")
+                lines.append(
+                    f"| {arm} | {' | '.join([*superior, *volumes])} | {len(found)} ({len(reached[-1])}) | {cost:.1f} |"
+                )
         lines += ["", "| hypervolume | at | ratio of pairs, median (95 %) | A12 | p |", "|---|---|---|---|---|"]
         for ours, other in (("auto", without), ("auto + junk", "auto"), ("bottleneck", "optuna:tpe")):
             lines += [_against(runs[ours], runs[other], ours, other, i, c) for i, c in enumerate(checkpoints)]
@@ -64,9 +69,11 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _against(ours: Mapping[int, Any], other: Mapping[int, Any], name: str, rival: str, i: int, at: int) -> str:
-    seeds = sorted(set(ours) & set(other))
+    seeds = sorted(s for s in set(ours) & set(other) if min(len(ours[s]["ratios"]), len(other[s]["ratios"])) > i)
     a, b = (np.array([runs[s]["ratios"][i] for s in seeds]) for runs in (ours, other))
-    if not len(seeds) or (b <= 0).any():
+    if not seeds:
+        return f"| {name} / {rival} | {at} | no pairs | | |"
+    if (b <= 0).any():
         zeros = int((b <= 0).sum())
         better = int((a > b).sum())
         return f"| {name} / {rival} | {at} | {zeros} of {len(seeds)} are 0 below the line; above in {better} | | |"
