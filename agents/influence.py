@@ -1,10 +1,10 @@
-"""What a knob does to which additive part of a cost, as far as the field's first-order laws say so: a prior to correct.
+"""What a knob does to which additive part of a cost, by the field's first-order laws: a prior, to be corrected.
 
-Each law says that a part is proportional to a function of the knob's value: array time to 1 / elements, traffic to bits,
-area to size, quantisation noise power to 4^-bits (6.02 dB per bit; Bennett, Bell Syst. Tech. J. 27, 1948), work in an
-encoder to pixels, attention to their square. Laws are tied to knobs of the vocabulary (:mod:`dse.knobs`) and to the
-words that breakdowns use (component, phase, operator class, cost kind), not to any model, chip or space; what a law gets
-wrong, and what no law speaks of (dataflows, tiles, loop orders, plug-ins), is learned from paid designs.
+Each law says that a part is proportional to a function of the knob's value: array time to 1 / elements, traffic to
+bits, area to size, quantisation noise power to 4^-bits (6.02 dB per bit; Bennett, Bell Syst. Tech. J. 27, 1948), work
+in an encoder to pixels, attention to their square. Laws are tied to knobs of the vocabulary (:mod:`dse.knobs`) and the
+words that breakdowns use (component, phase, operator class, cost kind), not to any model, chip or space; what a law
+gets wrong, and what no law speaks of (dataflows, tiles, loop orders, plug-ins), is learned from paid designs.
 
 Knobs that are set group by group add up where they act on a sum over groups: a part is ``sum_g w_g f(x_g)`` over the
 groups of one declaration, and a product over declarations, except that losses of quality add up over all of them.
@@ -119,7 +119,8 @@ LAWS: Final[Mapping[str, Sequence[Law]]] = {
         Law("s", (), _pixels(4.0), ("attention",), ("encode",)), Law("s", (), _pixels(1.5), (), ("prefill",)),
         Law("J", (), _pixels(2.0), ("linear", "norm", "elementwise"), ("encode",)),
         Law("J", (), _pixels(4.0), ("attention",), ("encode",)), Law("J", (), _pixels(1.5), (), ("prefill",)),
-        Law("B", ("activations",), _pixels(2.0)), Law("B", ("cache",), _pixels(1.5)), Law(_LOSS, ("images",), _pixels(-2.0)),
+        Law("B", ("activations",), _pixels(2.0)), Law("B", ("cache",), _pixels(1.5)),
+        Law(_LOSS, ("images",), _pixels(-2.0)),
     ),
     "token_stride": (
         Law("s", (), _power(-1.5), (), ("prefill",)), Law("J", (), _power(-1.5), (), ("prefill",)),

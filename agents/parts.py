@@ -4,14 +4,14 @@ Metric ``y`` of design ``x`` is the sum over its parts (component, phase, operat
 
     y(x) = sum_l exp( b_l + h_l(x) + r_l(x) ),
 
-with ``h`` the field's first-order laws (:mod:`agents.influence`) and ``r`` what they get wrong: a Gaussian process of one
-kernel for all parts (:mod:`agents.surrogate`), conditioned on the logarithms of the parts of all paid designs. One paid
-design so tells about every part at once, and the laws say at the second design what a model of whole objectives finds
-out after some dozens. ``b`` is the mean over designs. A part below 0.3 % of its metric counts as that much: a product
-that turns from compute to traffic leaves no part behind, not an infinitely small one.
+with ``h`` the field's first-order laws (:mod:`agents.influence`) and ``r`` what they get wrong: a Gaussian process of
+one kernel for all parts (:mod:`agents.surrogate`), conditioned on the logarithms of the parts of all paid designs. One
+paid design so tells about every part at once, and the laws say at the second design what a model of whole objectives
+finds out after some dozens. ``b`` is the mean over designs. A part below 0.3 % of its metric counts as that much: a
+product that turns from compute to traffic leaves no part behind, not an infinitely small one.
 
-Leakage is area times time. Energy or cost of which nobody gives parts is taken to follow the latency, over the batch and
-times the device's power. A metric without either is one part that no law speaks of.
+Leakage is area times time. Energy or cost of which nobody gives parts is taken to follow the latency, over the batch
+and times the device's power. A metric without either is one part that no law speaks of.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ class Parts:
         for metric, total in self.values.items():
             labels, parts = _of_metric(found, metric)
             if not labels:
-                follows = (_LATENCY,) if metric in _FOLLOWS_TIME and _LATENCY in self.values else ()
+                follows: tuple[str, ...] = (_LATENCY,) if metric in _FOLLOWS_TIME else ()
                 labels, parts, given = (_REST,), total[:, None], [follows]
             else:
                 parts = parts * (total / parts.sum(axis=1))[:, None]
-                given = [(_LATENCY, _AREA) if label[3] == "leakage" else () for label in labels]
+                leaks: tuple[str, ...] = (_LATENCY, _AREA)
+                given = [leaks if label[3] == "leakage" else () for label in labels]
             floor = np.maximum(_FLOOR_RATIO * np.abs(total), 1e-6 * np.abs(total).max(initial=0.0) + 1e-12)
             columns.append(np.log(np.maximum(parts, floor[:, None])))
             self.parts += [(metric, label) for label in labels]
@@ -153,7 +154,7 @@ class PartModel:
         return Posterior(process, features, self._features.knob, np.where(stuck[rows], -1.0, 1.0))
 
     def _following(self, codes: np.ndarray, logs: dict[str, np.ndarray]) -> np.ndarray:
-        """Return what parts follow beside the laws, from the logarithms of the metrics they follow, shape (n, parts)."""
+        """Return what parts follow beside the laws, from the logarithms of those metrics, shape (n, parts)."""
         found = np.zeros((len(codes), len(self.parts.parts)))
         for i, metrics in enumerate(self.parts.follows):
             for metric in metrics:

@@ -9,8 +9,8 @@ are used. The cost models have moved on since the snapshots were drawn, so the e
 which favours nobody but those who do not ask for it. Its versions are kept with the results.
 
 ``auto + junk`` is ``auto`` with one more arm that plays a language model gone wrong: six times in ten it answers with
-plausible, feasible, random designs; else with nothing (prose), codes out of range, designs that are known already, or it
-breaks (a timeout, an answer full of instructions).
+plausible, feasible, random designs; else with nothing (prose), codes out of range, designs that are known already, or
+it breaks (a timeout, an answer full of instructions).
 """
 
 from __future__ import annotations

@@ -40,15 +40,12 @@ def write(
             "|---|" + "---|" * (len(heads) + 2),
         ]
         for arm, found in runs.items():
-            if found:
-                superior = [
-                    f"{np.mean([r['superior'][i] for r in found.values()]):.1f}" for i in range(len(checkpoints))
-                ]
-                volumes = [_cell([r["ratios"][i] for r in found.values()]) for i in range(len(checkpoints))]
-                cost = np.median([r["ms_per_design"] for r in found.values()])
-                lines.append(
-                    f"| {arm} | {' | '.join([*superior, *volumes])} | {len(found)} ({len(reached[-1])}) | {cost:.1f} |"
-                )
+            reached = [[r for r in found.values() if len(r["ratios"]) > i] for i in range(len(checkpoints))]
+            superior = [f"{np.mean([r['superior'][i] for r in rs]):.1f}" if rs else "" for i, rs in enumerate(reached)]
+            volumes = [_cell([r["ratios"][i] for r in rs]) if rs else "" for i, rs in enumerate(reached)]
+            cost = f"{np.median([r['ms_per_design'] for r in found.values()]):.1f}" if found else ""
+            n = f"{len(found)} ({len(reached[-1])})"
+            lines.append(f"| {arm} | {' | '.join([*superior, *volumes])} | {n} | {cost} |")
         lines += ["", "| hypervolume | at | ratio of pairs, median (95 %) | A12 | p |", "|---|---|---|---|---|"]
         for ours, other in (("auto", without), ("auto + junk", "auto"), ("bottleneck", "optuna:tpe")):
             lines += [_against(runs[ours], runs[other], ours, other, i, c) for i, c in enumerate(checkpoints)]

@@ -18,7 +18,6 @@ from dse.metrics import MetricBatch
 from dse.model import read_model
 from dse.objectives import Goal
 from dse.problem import Problem
-from dse.protocols import Breakdown
 from dse.space import BoundSpace
 
 
@@ -59,8 +58,8 @@ def live(name: str) -> Live:
                 weight_bits=Choice(4, 6, 8, per="component"), kv_bits=Choice(4, 8, 16, per="component"),
                 head_keep=Float(0.6, 1.0, step=0.1, per="component"), image_px=Choice(512, 768, 1280),
                 n_cores=Choice(1, 2, 4), pe_rows=Choice(16, 32, 64), freq_hz=Choice("500 MHz", "800 MHz", "1 GHz"),
-                sram_bytes=Choice("512 KiB", "2 MiB", "8 MiB"), dram_bytes_per_s=Choice("25 GB/s", "51 GB/s", "102 GB/s"),
-                dataflow=Choice("ws", "os"),
+                sram_bytes=Choice("512 KiB", "2 MiB", "8 MiB"),
+                dram_bytes_per_s=Choice("25 GB/s", "51 GB/s", "102 GB/s"), dataflow=Choice("ws", "os"),
             ),
             Goal.parse("min latency_s, min energy_j, min quality_loss", "area_mm2 <= 20, memory_bytes <= 2.2 GiB"),
         )  # fmt: skip
@@ -81,7 +80,8 @@ def live(name: str) -> Live:
             Space(
                 weight_bits=Choice(3, 4, 6, 8, per="block_third"), kv_bits=Choice(4, 8, 16, per="block_half"),
                 ffn_keep=Float(0.5, 1.0, step=0.125, per="block_half"), pe_rows=Choice(8, 16, 32, 64),
-                pe_cols=Choice(8, 16, 32, 64), vector_lanes=Choice(16, 64, 256), sram_bytes=Choice("256 KiB", "1 MiB", "4 MiB"),
+                pe_cols=Choice(8, 16, 32, 64), vector_lanes=Choice(16, 64, 256),
+                sram_bytes=Choice("256 KiB", "1 MiB", "4 MiB"),
                 dram_bytes_per_s=Choice("12 GB/s", "25 GB/s", "51 GB/s"), loop_order=Choice("auto", "mnk", "nmk"),
             ),
             Goal.parse("min latency_s, min energy_j, min area_mm2", "quality_loss <= 0.4"),
