@@ -12,6 +12,7 @@ PROPOSERS: Final = {
     "tpe": "agents.tpe:Tpe",
     "gp": "agents.gp:Gp",
     "local": "agents.local:Local",
+    "bottleneck": "agents.bottleneck:Bottleneck",
     "enumerate": "agents.exhaustive:Enumerate",
     "optuna": "agents.optuna_sampler:OptunaSampler",
     "llm": "agents.llm.arm:LlmArm",

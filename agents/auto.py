@@ -6,22 +6,27 @@ good at the start gives way: a bandit with discounted rewards (Garivier and Moul
 the rates, every arm keeping a few percent to be heard again. Arms begin from prior rates that favour the models while
 designs are few and evolution later.
 
-    auto                                   gp, tpe, evolve, local
+    auto                                   bottleneck, gp, tpe, evolve, local
     auto:with=llm                          these, and another one
     auto:arms=evolve+local+optuna:nsga2    any proposers of the catalogue, those of others too
+
+Where the study can tell what costs consist of, ``bottleneck`` makes the start from the first design that runs, for it
+needs no sample to learn from; where nobody can tell, it has no place here, and the start is a stratified sample.
 
 An arm that answers late (a language model) gives what it has ready, at most its share; the rest of the batch is dealt
 as if there were no such arm, so one that never answers changes nothing.
 
 A design's mark says which arm proposed it, and carries the arm's own mark. While little is known, batches are smaller
-than asked for: a model of 20 designs has no 64 opinions, and the next batch will know more.
+than asked for: a model of 20 designs has no 64 opinions, and the next batch will know more. An arm that fails, or has
+nothing to say, leaves its designs to the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
@@ -29,6 +34,7 @@ from agents.sampling import stratified
 from agents.standing import gains_in_order
 from agents.variation import Layout, make_new, unknown_rows
 from dse import catalogue
+from dse.asking import Mishaps, ask
 from dse.errors import UserError, unknown
 from dse.protocols import Corresponding, History, Late, Portfolio, Proposals, Proposer
 from dse.space import row_keys
@@ -36,7 +42,8 @@ from dse.space import row_keys
 if TYPE_CHECKING:
     from dse.calls import CallLog
 
-DEFAULT_ARMS: Final = ("gp", "tpe", "evolve", "local")
+DEFAULT_ARMS: Final = ("gp", "tpe", "evolve", "local", "bottleneck")
+T = TypeVar("T")
 START_DESIGNS: Final = 16
 _MOST_ARMS: Final = 16
 _LATE_STREAM: Final = 0x1A7E
@@ -46,10 +53,11 @@ _MEMORY: Final = 120.0  # designs after which earnings count a third
 _PRIOR_DESIGNS: Final = 12.0
 _FLOOR: Final = 0.04
 # Prior worth of a design of each arm, while designs are few and when there are many; 1 for arms not listed.
-_EARLY: Final = {"gp": 6.0, "tpe": 1.0, "evolve": 1.0, "local": 0.5}
-_LATE: Final = {"gp": 1.0, "tpe": 0.3, "evolve": 2.0, "local": 1.0}
+_EARLY: Final = {"bottleneck": 6.0, "gp": 6.0, "tpe": 1.0, "evolve": 1.0, "local": 0.5}
+_LATE: Final = {"bottleneck": 0.5, "gp": 1.0, "tpe": 0.3, "evolve": 2.0, "local": 1.0}
 _TURN: Final = 400.0  # designs at which early and late weigh alike
-_GP_LIMIT: Final = 900  # beyond, a model costs more time than it saves designs
+_MODELS: Final = ("gp", "bottleneck")
+_MODEL_LIMIT: Final = 900  # beyond, a model costs more time than it saves designs
 
 
 class Auto:
@@ -57,13 +65,14 @@ class Auto:
 
     Args:
         options: "" for the default arms, "with=NAME+..." for these and others, or "arms=NAME+NAME+...".
+        others: further arms, proposers of any kind.
 
     Raises:
         UserError: options that are none, an arm twice, or more than 16 of them.
         NameUnknown: an arm that is no proposer.
     """
 
-    def __init__(self, options: str = "") -> None:
+    def __init__(self, options: str = "", others: Sequence[Proposer] = ()) -> None:
         key, _, names = options.partition("=")
         if options and key not in ("arms", "with"):
             raise unknown("option of auto", key, ("arms", "with"), "write auto:arms=evolve+local")
@@ -71,7 +80,7 @@ class Auto:
         given = [catalogue.proposer(name) for name in listed]
         # What a late arm may spend is no part of what the study is.
         shown = [arm.name if isinstance(arm, Late) else name for name, arm in zip(listed, given, strict=True)]
-        self._settle(f"auto:{key}={'+'.join(shown)}" if options else "auto", key != "arms", given)
+        self._settle(f"auto:{key}={'+'.join(shown)}" if options else "auto", key != "arms", [*given, *others])
 
     def _settle(self, name: str, has_default_arms: bool, given: Sequence[Proposer]) -> None:
         self._has_default_arms, self._given = has_default_arms, list(given)
@@ -112,7 +121,7 @@ class Auto:
     def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
         """Return up to k designs of all arms, by their shares, in random order."""
         done = history.n_total + len(history.pending_codes)
-        if done < START_DESIGNS:
+        if done < START_DESIGNS and not self._has_insight(history):
             start = stratified(history.space, min(k, START_DESIGNS), rng)
             start, fresh = make_new(history, Layout.of(history.space), start, rng)
             return Proposals(start[fresh])
@@ -138,15 +147,21 @@ class Auto:
         for arm in np.flatnonzero(self._late):
             view = self._view(history, int(arm), codes)
             if isinstance(late_arm := self._arms[arm], Late):
-                late_arm.consider(view)
+                _guarded(partial(late_arm.consider, view))
         return Proposals(np.concatenate(codes)[order], [parents[i] for i in order], np.concatenate(marks)[order])
+
+    def _has_insight(self, history: History) -> bool:
+        """Whether the bottleneck arm has a design to start from, and somebody who tells what it costs."""
+        told = history.evidence is not None and history.evidence.explain is not None
+        return "bottleneck" in self._names and told and bool(np.isfinite(history.objectives).all(axis=1).any())
 
     def _ask(
         self, history: History, arm: int, k: int, earlier: Sequence[np.ndarray], rng: np.random.Generator
     ) -> Proposals:
         """Return up to k designs of one arm that no arm before it in this batch proposed."""
-        found = self._arms[arm].propose(self._view(history, arm, earlier), k, rng)
-        codes = history.space.repair(np.asarray(found.codes).reshape(-1, history.space.n_parameters))[:k]
+        found = ask(self._arms[arm], self._view(history, arm, earlier), k, rng, None, Mishaps())
+        found = found or Proposals(history.codes[:0])
+        codes = found.codes
         taken = set(row_keys(np.concatenate([history.pending_codes[:0], *earlier])))
         fresh = np.flatnonzero(unknown_rows(history, codes, taken)).tolist()
         return Proposals(
@@ -172,7 +187,8 @@ class Auto:
         # Numbers of its own: those of the other arms do not depend on whether an answer has come.
         draw = np.random.default_rng([history.seed, history.batch, _LATE_STREAM]).random(len(counts))
         ready = [
-            arm.n_ready(self._view(history, i, [])) if isinstance(arm, Late) else 0 for i, arm in enumerate(self._arms)
+            _guarded(partial(arm.n_ready, self._view(history, i, []))) or 0 if isinstance(arm, Late) else 0
+            for i, arm in enumerate(self._arms)
         ]
         if any(ready):
             counts = np.minimum(ready, np.floor(self.shares(history) * k + draw).astype(np.int64))
@@ -188,7 +204,14 @@ class Auto:
         late = 1.0 - np.exp(-history.n_total / _TURN)
         heads = self._names
         prior = np.array([_EARLY.get(h, 1.0) * (1 - late) + _LATE.get(h, 1.0) * late for h in heads])
-        allowed = np.array([h != "gp" or history.n_total < _GP_LIMIT or (~self._late).sum() == 1 for h in heads])
+        n_at_hand = int((~self._late).sum())
+        allowed = np.array([h not in _MODELS or history.n_total < _MODEL_LIMIT or n_at_hand == 1 for h in heads])
+        if "bottleneck" in heads and n_at_hand > 1:
+            own = np.array([h == "bottleneck" for h in heads])
+            if not self._has_insight(history):
+                allowed &= ~own
+            elif history.n_total + len(history.pending_codes) < START_DESIGNS:
+                allowed = own
         allowed &= among if among is not None else np.ones(len(heads), dtype=bool)
         # The first design of all adds all there is: nobody's merit.
         marked = np.flatnonzero((history.marks >= 0) & (np.arange(len(history)) > 0))
@@ -207,6 +230,16 @@ class Auto:
         rate = np.where(allowed, rate / rate.sum(), 0.0)
         shares = np.where(allowed, _FLOOR + rate / rate.sum(), 0.0)
         return shares / shares.sum()
+
+
+def _guarded(call: Callable[[], T]) -> T | None:
+    """Return what a call gives, None where it fails: an arm's failure is its own."""
+    try:
+        return call()
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  anybody's code
+        return None
 
 
 def _own(marks: np.ndarray, arm: int) -> np.ndarray:

@@ -267,6 +267,13 @@ class LlmArm:
         self._collect(0.0)
         if self._is_off or self._mail is None or self._round is not None or not len(history):
             return
+        try:
+            self._begin_if_due(history)
+        except Exception as error:
+            self._stop(f"{type(error).__name__}: {plain(error, 300)}")
+            raise
+
+    def _begin_if_due(self, history: History) -> None:
         if self._starts is not None:
             if history.batch in self._starts:
                 self._begin(history, at_once=True)

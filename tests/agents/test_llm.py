@@ -513,7 +513,7 @@ def test_the_arm_gives_designs_that_are_paid_once_and_come_back_with_their_effec
         assert results.stored.batches[number] == edit.batch
         assert results.stored.codes[number].tolist() == list(edit.codes)
         assert results.stored.parents[number] == (edit.parent,)
-        assert results.stored.marks[number] % 16 == 4  # the fifth arm
+        assert results.stored.marks[number] % 16 == 5  # the sixth arm
     last = calls[-1].messages[1][1]
     own = [line for line in last.splitlines() if line.startswith("- d") and " from d" in line]
     assert own, "its own results are in the next prompt"
