@@ -2,6 +2,7 @@
 # make test       all tests
 # make check      format, lint, types, import contracts, tests
 # make bench      benchmarks
+# make bench-dashboard  the front page at 100,000 designs
 # make bench-executors  what a second worker brings
 # make bench-faults  250 kills of running studies
 # make bench-search  search methods on frozen spaces
@@ -13,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup.py
 
-.PHONY: study test check format lint types contracts bench bench-executors bench-faults bench-search dashboard lock clean
+.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search dashboard lock clean
 
 study: .venv/runtime
 	@$(BIN)/dse run studies/medical_vqa_edge.py
@@ -40,6 +41,9 @@ contracts: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks
+
+bench-dashboard: .venv/dev
+	$(BIN)/python -m tests.benchmarks.dashboard
 
 bench-executors: .venv/dev
 	$(BIN)/python -m tests.benchmarks.executors

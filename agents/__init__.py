@@ -13,6 +13,7 @@ PROPOSERS: Final = {
     "gp": "agents.gp:Gp",
     "local": "agents.local:Local",
     "bottleneck": "agents.bottleneck:Bottleneck",
+    "allocate": "agents.allocate:Allocate",
     "enumerate": "agents.exhaustive:Enumerate",
     "optuna": "agents.optuna_sampler:OptunaSampler",
     "llm": "agents.llm.arm:LlmArm",

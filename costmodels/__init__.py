@@ -18,8 +18,11 @@ analytical.py   the hardware cost model "analytical": one of the two, by the pro
 simulator.py    the hardware cost model "simulated": an accelerator tile by tile; trace.py: its timeline
 simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams.py: vector work; machine.py: the DRAM
                 port and the units that they go through
-outside/        tools of the field, run in their own process, to check single matrix products against
+outside/        tools of the field, run in their own process, to check matrix products against, and files for them
+measured/       the quality cost model "measured": the real model, in PyTorch; measures quality profiles
 prior.py        the quality cost model "prior": published tables, with intervals
+surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
+                losses.py: sums over places; calibrated.py: from sums to the loss of a design, with intervals
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ from typing import Final
 
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
+    "measured": "costmodels.measured.cost_model:Measured",
     "prior": "costmodels.prior:Prior",
     "simulated": "costmodels.simulator:Simulated",
+    "surrogate": "costmodels.surrogate:Surrogate",
 }
 
 OUTSIDE_TOOLS: Final = {
@@ -39,10 +44,16 @@ OUTSIDE_TOOLS: Final = {
     "zigzag": "costmodels.outside.zigzag:ZigZag",
 }
 
+EXPORTERS: Final = {
+    "scalesim": "costmodels.outside.exports:ScaleSimFiles",
+    "zigzag": "costmodels.outside.exports:ZigZagFiles",
+    "accelforge": "costmodels.outside.exports:AccelForgeFiles",
+}
+
 # Compiled modules, each after those that it calls.
 _COMPILED: Final = (
-    "products", "sums", "systolic", "mapper", "groups", "attention", "passes",
-    "machine", "tilesim", "streams", "simpass",
+    "products", "sums", "systolic", "mapper", "rowplan", "groups", "attention", "passes",
+    "machine", "tilesim", "streams", "simgroups", "simattention", "simpass",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -29,9 +29,10 @@ from costmodels.breakdown import Ledger
 from costmodels.chip import ENDS, Chip, Events
 from costmodels.fused_designs import AskedPhase, n_forms
 from costmodels.fusion import Partitioner, check_given, form_edges
-from costmodels.groups import N_GROUP_PLANES, VECTOR_OPS, Ask, make_room
+from costmodels.groups import N_GROUP_PLANES, VECTOR_OPS, Ask
 from costmodels.latency import BAND, request_times
 from costmodels.passes import ARRAY_S, N_PLANES, TRAFFIC_S, run_fused_pass, run_pass
+from costmodels.rowplan import make_room
 from costmodels.schedule import Schedule
 from costmodels.tables import Gemms, class_of
 from costmodels.totals import (
@@ -54,10 +55,7 @@ from dse.designs import DesignBatch
 from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
 from dse.problem import Problem
-from dse.protocols import Breakdown
-
-if TYPE_CHECKING:
-    from costmodels.best_fusion import BestFusion
+from dse.protocols import BestFusion, Breakdown
 
 # Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
 # second-level cache; compiled passes have none of them, and larger chunks spread the cost of a call.
@@ -213,6 +211,12 @@ class AcceleratorEvaluator:
 
         return best_fusion(self.workload, Chip(self.hardware, batch), batch, phase, component, block, objective)
 
+    def best_fusions(self, batch: DesignBatch, objective: str) -> list[BestFusion]:
+        """Return the best partition of each kind of block, as :meth:`best_fusion` does."""
+        from costmodels.best_fusion import best_fusions
+
+        return best_fusions(self.workload, Chip(self.hardware, batch), batch, objective)
+
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
         n = len(batch)
         chip, sizes = Chip(self.hardware, batch), self.workload.size(batch, with_fusion=self.can_fuse)
@@ -227,9 +231,7 @@ class AcceleratorEvaluator:
             events = events.plus(work.events(), self._passes(phase.name))
             live = np.maximum(live, work.gemms[LIVE_BYTES])
             tiles = np.maximum(tiles, work.gemms[TILE_BYTES])
-            limits += _group_limits(work, chip)
-            if phase.fused is not None:
-                limits += _illegal_groups(phase.fused)
+            limits += fusion_limits(phase, work, chip)
             if ledger is not None:
                 labels = tables.gemms[phase.name].labels
                 vector_labels = [(c, class_of(kind)) for c, kind in tables.vectors[phase.name].labels]
@@ -320,37 +322,38 @@ class AcceleratorEvaluator:
         return MetricBatch(values, n, intervals, dict.fromkeys(values, "analytical"), broken).masked()
 
 
+def ask_of(asked: AskedPhase, chip: Chip) -> Ask:
+    """Return what designs fuse, for the compiled loops."""
+    return Ask(
+        asked.mask, asked.attention, chip.attn_tile_q, chip.attn_tile_kv, np.ascontiguousarray(chip.lanes[:, 0]),
+        asked.skipped_products,
+    )  # fmt: skip
+
+
 def _run_fused(g: Gemms, asked: AskedPhase, chip: Chip, with_planes: bool) -> tuple[np.ndarray, np.ndarray, FusedWork]:
     """Return totals and planes of the products, and what the groups of a pass do."""
     n, tables = len(g.bound.block), asked.tables
     planes = np.zeros((N_PLANES, n, len(g.products.kind)) if with_planes else (N_PLANES, 0, 0))
-    ask = Ask(
-        asked.mask, asked.attention, chip.attn_tile_q, chip.attn_tile_kv, np.ascontiguousarray(chip.lanes[:, 0]),
-        asked.skipped_products,
-    )  # fmt: skip
     held = np.zeros((len(tables.labels), n))
     group_planes = np.zeros((N_GROUP_PLANES, n, len(tables.op_labels)) if with_planes else (N_GROUP_PLANES, 0, 0))
     totals = run_fused_pass(
         g.products, g.bound, g.widths, chip.arrays, g.is_weight, g.is_cached, planes, tables.rows, tables.attentions,
-        ask, make_room(tables.rows), held, group_planes,
+        ask_of(asked, chip), make_room(tables.rows), held, group_planes,
     )  # fmt: skip
     return totals, planes, FusedWork(tables.labels, held, tables.op_labels, group_planes)
 
 
-def _group_limits(work: _Work, chip: Chip) -> list[Limit]:
-    """Return the law that each group's tiles fit on chip."""
-    if work.groups is None:
+def fusion_limits(phase: PhaseSizes, work: _Work, chip: Chip) -> list[Limit]:
+    """Return the laws that each group's tiles fit on chip, and that forms which are legal apart are so together."""
+    if phase.fused is None or work.groups is None:
         return []
     text = "the fused {label} needs {{needed}} of on-chip memory of {{available}}"
     pairs = zip(work.groups.labels, work.groups.held_bytes, strict=True)
-    return [Limit("sram_bytes", held, chip.sram_bytes, text.format(label=label)) for label, held in pairs]
-
-
-def _illegal_groups(asked: AskedPhase) -> list[Limit]:
-    """Return the laws that forms break together which are legal apart."""
-    return [
-        Limit("n_illegal_groups", (asked.mask[:, c] == mask).astype(np.float64), np.zeros(len(asked.mask)), why)
-        for (c, mask), why in asked.tables.illegal.items()
+    limits = [Limit("sram_bytes", held, chip.sram_bytes, text.format(label=label)) for label, held in pairs]
+    mask = phase.fused.mask
+    return limits + [
+        Limit("n_illegal_groups", (mask[:, c] == bits).astype(np.float64), np.zeros(len(mask)), why)
+        for (c, bits), why in phase.fused.tables.illegal.items()
     ]
 
 

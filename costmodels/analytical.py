@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from dse.designs import DesignBatch
 from dse.errors import HardwareError, unknown
 from dse.hardware import Accelerator, Device, hardware_names, read_hardware
 from dse.problem import Problem
-from dse.protocols import Calibration, Evaluator
+from dse.protocols import BestFusion, Calibration, Evaluator
 
 VERSION = "5"
 
@@ -79,6 +80,22 @@ class Analytical:
         from costmodels.device import DeviceEvaluator
 
         return DeviceEvaluator(problem, problem.hardware, VERSION)
+
+    def best_fusions(self, problem: Problem, design: DesignBatch, by: str) -> Sequence[BestFusion]:
+        """Return the best fusion of each kind of block; see :mod:`costmodels.best_fusion`.
+
+        Raises:
+            HardwareError: a device, whose kernels are what they are.
+        """
+        from costmodels.accelerator import AcceleratorEvaluator
+
+        if not isinstance(problem.hardware, Accelerator):
+            raise HardwareError(
+                f"operators are fused on an accelerator template, {problem.hardware.name} is a device",
+                "name an accelerator template",
+            )
+        evaluator = AcceleratorEvaluator(problem, problem.hardware, VERSION)
+        return evaluator.best_fusions(design, {"bytes": "dram_bytes", "time": "seconds"}[by])
 
     def calibrate(self, table: Path, devices: Sequence[Device] = ()) -> Calibration:
         """Return kernel constants fitted to a table of measurements; see :mod:`costmodels.calibration`.

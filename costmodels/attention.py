@@ -45,7 +45,7 @@ from costmodels.systolic import (
     OUTPUT_STATIONARY,
     PLAIN_BYTES,
     WEIGHT_STATIONARY,
-    Chips,
+    OneChip,
     Pace,
     element_cycles,
     floor,
@@ -68,20 +68,6 @@ class Visits(NamedTuple):
     last_last: float
 
 
-class OneChip(NamedTuple):
-    """The chip of one design, see :class:`~costmodels.systolic.Chips`."""
-
-    rows: float
-    cols: float
-    cores: float
-    stays: int
-    is_scalable: int
-    sram_bytes: float
-    freq_hz: float
-    dram_bytes_per_s: float
-    lanes: float
-
-
 class Work(NamedTuple):
     """One of the equal attentions that a sequence's attention is made of, and how many there are."""
 
@@ -89,6 +75,37 @@ class Work(NamedTuple):
     n_q: float
     n_kv: float
     kind: int
+
+
+class AttentionPlan(NamedTuple):
+    """How an attention runs.
+
+    Attributes:
+        number: attentions that are alike.
+        main, rest: what each is made of.
+        heads, dk, dv: query heads that share keys, and features of queries and of values.
+        window: positions that a row sees.
+        tile_q, tile_kv, block: positions of a query tile, of a key tile, and of the query tiles that are held together.
+        k_element, v_element: bytes of an element of keys and of values, 0 for values that are a part of the keys.
+        cached, held: bytes of keys and values that are read, and on-chip memory.
+        stays: whether all keys and values stay on chip while the blocks pass.
+    """
+
+    number: float
+    main: Work
+    rest: Work
+    heads: float
+    dk: float
+    dv: float
+    window: float
+    tile_q: float
+    tile_kv: float
+    block: float
+    k_element: float
+    v_element: float
+    cached: float
+    held: float
+    stays: bool
 
 
 @njit(cache=True)
@@ -167,7 +184,7 @@ def power_of_two(least: float) -> float:
 
 
 @njit(cache=True)
-def _folds(m: float, k: float, n: float, stays: int, p: Pace) -> tuple[float, float, float, float, float]:
+def pair_folds(m: float, k: float, n: float, stays: int, p: Pace) -> tuple[float, float, float, float, float]:
     """Return folds of a product, cycles of one, reads of A and of B per element, and partial sums per result."""
     if stays == OUTPUT_STATIONARY:
         r, c = ceil(m / p.unit_m), ceil(n / p.unit_n)
@@ -182,8 +199,8 @@ def _folds(m: float, k: float, n: float, stays: int, p: Pace) -> tuple[float, fl
 
 @njit(cache=True)
 def run_attentions(
-    i: int, runs: np.ndarray, t: Attentions, sizes: np.ndarray, at: int, p: Products, b: Bound, c: Chips,
-    asked_q: float, asked_kv: float, lanes: float, is_cached: np.ndarray,
+    i: int, runs: np.ndarray, t: Attentions, sizes: np.ndarray, at: int, p: Products, b: Bound, chip: OneChip,
+    asked_q: float, asked_kv: float, is_cached: np.ndarray,
     totals: np.ndarray, held: np.ndarray, planes: np.ndarray,
 ) -> None:  # fmt: skip
     """Run the attentions that design i fuses, whose product sizes are ``sizes[:, at]``, and enter them.
@@ -192,39 +209,47 @@ def run_attentions(
         i: the design.
         runs: whether it fuses each, shape (attentions,).
         t: the attentions.
-        sizes, at, p, b, c: its products and its chip.
+        sizes, at, p, b, chip: its products and its chip.
         asked_q, asked_kv: its tiles, 0 where the model chooses.
-        lanes: of its vector unit.
         is_cached: whether keys and values of a product count as cache; others count as activations.
         totals, held, planes: as for :func:`costmodels.passes.run_fused_pass`.
     """
     score, value, label, leader, rows_at = t.score, t.value, t.label, t.leader, p.rows
-    is_causal, is_chunked, is_windowed, is_latent = t.is_causal, t.is_chunked, t.is_windowed, t.is_latent
     lengths = b.per_sequence[i]
-    chip = OneChip(
-        c.rows[i], c.cols[i], c.cores[i], c.stays[i], c.is_scalable[i], c.sram_bytes[i], c.freq_hz[i],
-        c.dram_bytes_per_s[i], lanes,
-    )  # fmt: skip
     for x in range(len(score)):
         js, jv = score[x], value[x]
         if not runs[x] or sizes[COUNT, at, js] <= 0.0 or sizes[COUNT, at, jv] <= 0.0:
             continue
-        length, span = lengths[rows_at[js]], sizes[N, at, js]
-        main, rest = split(length, span, is_causal[x], is_chunked[x], is_windowed[x])
-        # Unfused, a window makes a product of its own; here a sequence is one attention.
-        parts = window_parts(length, span) if is_windowed[x] else 1.0
-        ran = _run_attention(
-            js, jv, sizes, at, chip, main, rest, length, parts, asked_q, asked_kv, is_latent[x] == 1, is_cached[js]
+        length = lengths[rows_at[js]]
+        plan = plan_attention(x, t, sizes, at, chip, length, asked_q, asked_kv)
+        enter(
+            _run_pairs(js, jv, sizes, at, chip, plan, length, is_cached[js]),
+            i,
+            label[x],
+            leader[x],
+            totals,
+            held,
+            planes,
         )
-        enter(ran, i, label[x], leader[x], totals, held, planes)
 
 
 @njit(cache=True)
-def _run_attention(
-    js: int, jv: int, sizes: np.ndarray, at: int, c: OneChip, main: Work, rest: Work, length: float, parts: float,
-    asked_q: float, asked_kv: float, is_latent: bool, is_cached: bool,
-) -> GroupRan:  # fmt: skip
-    """Return what one attention does, its blocks of query tiles chosen."""
+def plan_attention(
+    x: int, t: Attentions, sizes: np.ndarray, at: int, c: OneChip, length: float, asked_q: float, asked_kv: float
+) -> AttentionPlan:
+    """Return how attention x runs, its blocks of query tiles chosen.
+
+    Args:
+        x, t: the attention.
+        sizes, at, c: its products and its chip.
+        length: rows of a sequence.
+        asked_q, asked_kv: tiles, 0 where the model chooses.
+    """
+    js, jv = t.score[x], t.value[x]
+    is_latent = t.is_latent[x] == 1
+    main, rest = split(length, sizes[N, at, js], t.is_causal[x], t.is_chunked[x], t.is_windowed[x])
+    # Unfused, a window makes a product of its own; here a sequence is one attention.
+    parts = window_parts(length, sizes[N, at, js]) if t.is_windowed[x] else 1.0
     count, m, dk, span, dv = (
         sizes[COUNT, at, js] / parts,
         sizes[M, at, js] * parts,
@@ -244,7 +269,7 @@ def _run_attention(
     # Blocks of query tiles, keys and values streamed or kept: the least traffic that fits.
     q_row, sum_row = heads * dk * PLAIN_BYTES, heads * (dv * ACCUMULATOR_BYTES + STATISTICS_BYTES)
     scores = tile_q * heads * tile_kv * ACCUMULATOR_BYTES
-    cached, held, block, is_found, blocks = np.inf, np.inf, tile_q, False, 1.0
+    cached, held, block, is_found, stays, blocks = np.inf, np.inf, tile_q, False, False, 1.0
     while True:
         size = min(tile_q * blocks, main.n_q)
         several = 2.0 if size < main.n_q or main.times * count > 1.0 else 1.0
@@ -252,7 +277,8 @@ def _run_attention(
         for keeps in range(2):
             if keeps == 1 and asked_kv > 0.0 and asked_kv < main.n_kv:
                 continue
-            if keeps == 1 or tile_kv >= main.n_kv:
+            is_kept = keeps == 1 or tile_kv >= main.n_kv
+            if is_kept:
                 moved, needed = everything, fixed + main.n_kv * per_position
             else:
                 moved, needed = 0.0, fixed + 2.0 * tile_kv * per_position
@@ -263,23 +289,22 @@ def _run_attention(
                         moved += count * one.times * positions_read(seen, one.n_kv, kv) * per_position
             fits = needed <= c.sram_bytes
             if (fits and (not is_found or moved < cached)) or (not fits and not is_found and needed < held):
-                cached, held, block, is_found = moved, needed, size, fits
+                cached, held, block, stays, is_found = moved, needed, size, is_kept, fits
         if asked_q > 0.0 or size >= main.n_q:
             break
         blocks *= 2.0
-    return _run_pairs(
-        js, jv, sizes, at, c, main, rest, span, tile_q, tile_kv, heads, length, cached, held, block, count, is_cached
-    )  # fmt: skip
+    return AttentionPlan(
+        count, main, rest, heads, dk, dv, span, tile_q, tile_kv, block, k_element, v_element, cached, held, stays
+    )
 
 
 @njit(cache=True)
 def _run_pairs(
-    js: int, jv: int, sizes: np.ndarray, at: int, c: OneChip, main: Work, rest: Work, window: float,
-    tile_q: float, tile_kv: float, heads: float, length: float, cached: float, held: float, block: float,
-    count: float, is_cached: bool,
-) -> GroupRan:  # fmt: skip
-    """Return what a tiled attention does whose tiles are chosen and which reads ``cached`` bytes of keys and values."""
-    dk, dv = sizes[K, at, js], sizes[N, at, jv]
+    js: int, jv: int, sizes: np.ndarray, at: int, c: OneChip, plan: AttentionPlan, length: float, is_cached: bool
+) -> GroupRan:
+    """Return what a tiled attention does."""
+    dk, dv, count, heads, cached = plan.dk, plan.dv, plan.number, plan.heads, plan.cached
+    main, rest, tile_q, tile_kv = plan.main, plan.rest, plan.tile_q, plan.tile_kv
     rows, cols, cores, stays = c.rows, c.cols, c.cores, c.stays
     paces = (
         pace(rows, cols, stays, c.is_scalable, sizes[A_BITS, at, js], sizes[HELD, at, js], sizes[WIDE, at, js]),
@@ -293,7 +318,7 @@ def _run_pairs(
         if one.times <= 0.0:
             continue
         tq, tkv = min(tile_q, one.n_q), min(tile_kv, one.n_kv)
-        seen = visits(one.n_q, one.n_kv, one.kind, window, tq, tkv)
+        seen = visits(one.n_q, one.n_kv, one.kind, plan.window, tq, tkv)
         last_q, last_kv = one.n_q - floor(one.n_q / tq) * tq, one.n_kv - floor(one.n_kv / tkv) * tkv
         for pair in range(4):
             number = count * one.times * seen[pair]
@@ -305,7 +330,7 @@ def _run_pairs(
             for side in range(2):
                 k_side, n_side = (dk, n) if side == 0 else (n, dv)
                 element = k_element if side == 0 else v_element
-                found = _folds(m, k_side, n_side, stays, paces[side])
+                found = pair_folds(m, k_side, n_side, stays, paces[side])
                 cycles += ceil(number * found[0] / cores) * found[1]
                 sums = number * m * n_side * ACCUMULATOR_BYTES * found[4] / 2.0
                 operands = m * k_side * PLAIN_BYTES * found[2] + k_side * n_side * element * found[3]
@@ -331,5 +356,5 @@ def _run_pairs(
     caches, others = (cached, 0.0) if is_cached else (0.0, cached)
     return GroupRan(
         seconds, 0.0, caches, queries + results + others, macs, busy, reads, writes,
-        queries + results, held, array_s, outer_s, ops, cycles, queries + cached, results, block, tile_kv,
+        queries + results, plan.held, array_s, outer_s, ops, cycles, queries + cached, results, plan.block, tile_kv,
     )  # fmt: skip

@@ -15,7 +15,7 @@ groups do not span blocks; a block of more than 100,000 candidates is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -23,34 +23,19 @@ import numpy as np
 from costmodels.chip import Chip
 from costmodels.fused_tables import listed_tables
 from costmodels.fusion import GIVEN, Edge, Partitioner, leaf_of
-from costmodels.groups import N_GROUP_PLANES, Ask, make_room
+from costmodels.groups import N_GROUP_PLANES, Ask
 from costmodels.passes import N_PLANES, run_fused_pass
+from costmodels.rowplan import make_room
 from costmodels.totals import ACTIVATION_BYTES, KV_BYTES, SECONDS, WEIGHT_BYTES
 from costmodels.vector_costs import VectorCoefficients
 from costmodels.workload import PhaseSizes, Workload
 from dse.designs import DesignBatch
 from dse.errors import UserError, unknown
-from dse.model import OpKind
+from dse.model import Graph, OpKind
+from dse.protocols import BestFusion
 
 OBJECTIVES: Final = ("dram_bytes", "seconds")
 _MOST: Final = 100_000
-
-
-@dataclass(frozen=True)
-class BestFusion:
-    """A partition of a block and what it costs, beside the block with nothing fused.
-
-    Attributes:
-        fusion: its groups as a study takes them.
-        dram_bytes, seconds: of one pass of the block.
-        unfused_dram_bytes, unfused_seconds: the same where every operator runs alone.
-    """
-
-    fusion: Mapping[str, Sequence[tuple[str, str]]]
-    dram_bytes: float
-    seconds: float
-    unfused_dram_bytes: float
-    unfused_seconds: float
 
 
 def candidates(parts: Partitioner, members: Sequence[int]) -> list[tuple[int, ...]]:
@@ -179,27 +164,61 @@ def best_fusion(
     found = candidates(parts, members)
     attention = {g: parts.ops[g[0]].kind is OpKind.SCORE for g in found}
     row_groups = [g for g in found if not attention[g]]
-    seconds, moved, fits, alone_s, alone_moved = _costs(workload, chip, batch, sized[0], row_groups)
+    seconds, moved, held, alone_s, alone_moved = _costs(workload, chip, batch, sized[0], row_groups)
     values = [i for i, op in enumerate(graph.ops) if op.kind is OpKind.VALUE]
     at = {group: x for x, group in enumerate(row_groups)}
     at |= {g: len(row_groups) + values.index(g[-1]) for g in found if attention[g]}
     cost, alone = (seconds, alone_s) if objective == "seconds" else (moved, alone_moved)
-    fused = {g: float(cost[at[g]]) for g in found if fits[at[g]]}
+    fused = {g: float(cost[at[g]]) for g in found if held[at[g]] <= chip.sram_bytes[0]}
     _, groups = cheapest(parts, members, {op: float(alone[op]) for op in members}, fused)
     lone = [op for op in members if not any(op in g for g in groups)]
     return BestFusion(
+        phase=phase,
+        component=component,
+        blocks=(block,),
         fusion=patterns(parts, groups, phase),
         dram_bytes=float(sum(moved[at[g]] for g in groups) + alone_moved[lone].sum()),
         seconds=float(sum(seconds[at[g]] for g in groups) + alone_s[lone].sum()),
         unfused_dram_bytes=float(alone_moved[members].sum()),
         unfused_seconds=float(alone_s[members].sum()),
+        held_bytes=float(max((held[at[g]] for g in groups), default=0.0)),
+    )
+
+
+def best_fusions(workload: Workload, chip: Chip, batch: DesignBatch, objective: str) -> list[BestFusion]:
+    """Return the best partition of each kind of block in each phase that has work; see :func:`best_fusion`.
+
+    Blocks are of a kind if they have the same operators and edges of the same sizes and masks; one of them, of those
+    that the design runs, stands for all.
+    """
+    found = []
+    sizes = workload.size(batch)
+    runs = dict(zip(((b.component, b.index) for b in workload.model.blocks), sizes.kept.block[0] > 0.0, strict=False))
+    for phase in sizes.phases:
+        graph = workload.model.graph(phase.name)
+        kinds: dict[tuple[object, ...], list[int]] = {}
+        for at in dict.fromkeys((op.component, op.block) for op in graph.ops):
+            if runs.get(at, False):
+                kinds.setdefault((at[0], _kind(graph, *at)), []).append(at[1])
+        for (component, _), blocks in kinds.items():
+            one = best_fusion(workload, chip, batch, phase.name, str(component), blocks[-1], objective)
+            found.append(replace(one, blocks=tuple(blocks)))
+    return found
+
+
+def _kind(graph: Graph, component: str, block: int) -> tuple[object, ...]:
+    """Return what makes two blocks alike."""
+    return tuple(
+        (leaf_of(op), replace(op, name="", module="", block=-1, inputs=()))
+        for op in graph.ops
+        if (op.component, op.block) == (component, block)
     )
 
 
 def _costs(
     workload: Workload, chip: Chip, batch: DesignBatch, phase: PhaseSizes, groups: Sequence[tuple[int, ...]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return time, bytes and whether it fits of groups and attentions; time and bytes of operators by themselves."""
+    """Return time, bytes and memory of groups and attentions; time and bytes of operators by themselves."""
     g, tables = phase.gemms, workload.tables(batch.schema)
     graph, columns = workload.model.graph(phase.name), {s: x for x, s in enumerate(g.table.row_symbols)}
     rows, attentions = listed_tables(graph, workload.model, columns, groups)
@@ -225,8 +244,7 @@ def _costs(
     alone_moved[vectors] = elements * cost.moved_bytes
     compute = elements * cost.ops / (chip.lanes[0, 0] * chip.freq_hz[0, 0])
     alone_s[vectors] = np.maximum(compute, alone_moved[vectors] / chip.dram_bytes_per_s[0, 0])
-    fits = held[:, 0] <= chip.sram_bytes[0]
-    return group_planes[SECONDS, 0], _moved(group_planes[:, 0]), fits, alone_s, alone_moved
+    return group_planes[SECONDS, 0], _moved(group_planes[:, 0]), held[:, 0], alone_s, alone_moved
 
 
 def _moved(planes: np.ndarray) -> np.ndarray:

@@ -27,6 +27,19 @@ from dse.model import Dim, Graph, Model, OpKind
 _ELEMENTWISE: Final = frozenset({OpKind.ACTIVATION, OpKind.MULTIPLY, OpKind.ADD})
 
 
+# Columns of the whole numbers of a step: its operator and its product (-1 for vector work), whether somebody outside
+# reads what it writes, its block column, its slot, the last slot that needs its result, whether it needs no more than a
+# chunk of its operands at a time, whether its result and its operand come in chunks, and its first entry.
+(
+    OPERATOR, PRODUCT, WRITES, BLOCK, SLOT, LAST, IS_ELEMENTWISE, IS_STREAMED, TAKES_STREAMED, ENTRIES,
+) = range(10)  # fmt: skip
+N_STEP_COLUMNS: Final = 10
+
+# Columns of its costs, of vector work: operations and elements read per element, then elements per row of what it
+# writes, as (fixed, per head, per channel).
+OPS, READS, WRITTEN = range(3)
+
+
 class RowGroups(NamedTuple):
     """Row groups of one phase under every mask of forms.
 
@@ -35,17 +48,10 @@ class RowGroups(NamedTuple):
         steps: first step of each group, and the number of steps, shape (groups + 1,).
         rows: row column of each group, shape (groups,).
         label, leader: label of each group, and the operator that breakdowns name it by, shape (groups,).
-        product: product of each step, -1 for vector work, shape (steps,).
-        ops, reads: elementary operations, and elements read, per element of vector work, shape (steps,).
-        writes: whether somebody outside reads what the step writes, shape (steps,).
-        block: block column, shape (steps,).
-        size: elements per row of what vector work writes, as (fixed, per head, per channel), shape (steps, 3).
-        slot, last: slot of the step, and the last slot in which its result is needed, shape (steps,).
-        is_elementwise: whether the step needs no more than a chunk of its operands at a time, shape (steps,).
-        is_streamed, takes_streamed: whether its result, or its operand, comes in chunks, shape (steps,).
-        inputs: first entry of each step in the next two, and their number, shape (steps + 1,).
-        source: step inside the group that a tensor comes from, shape (entries,).
-        source_size: elements per row read from it, shape (entries, 3).
+        step: whole numbers of each step, shape (steps + 1, N_STEP_COLUMNS); of the last row only ENTRIES counts.
+        cost: costs of each step, shape (steps, 5).
+        source: step inside the group that each entry, a tensor that a step reads, comes from, shape (entries,).
+        source_size: elements per row of each entry, shape (entries, 3).
     """
 
     range_of: np.ndarray
@@ -53,18 +59,8 @@ class RowGroups(NamedTuple):
     rows: np.ndarray
     label: np.ndarray
     leader: np.ndarray
-    product: np.ndarray
-    ops: np.ndarray
-    reads: np.ndarray
-    writes: np.ndarray
-    block: np.ndarray
-    size: np.ndarray
-    slot: np.ndarray
-    last: np.ndarray
-    is_elementwise: np.ndarray
-    is_streamed: np.ndarray
-    takes_streamed: np.ndarray
-    inputs: np.ndarray
+    step: np.ndarray
+    cost: np.ndarray
     source: np.ndarray
     source_size: np.ndarray
 
@@ -277,27 +273,16 @@ class _Writer:
         def ints(values: Sequence[int]) -> np.ndarray:
             return np.array(values, dtype=np.int64)
 
-        def floats(values: Sequence[float]) -> np.ndarray:
-            return np.array(values, dtype=np.float64)
-
+        firsts = np.cumsum([0, *(len(s.sources) for s in columns)])
+        whole = [(*step.whole, first) for step, first in zip(columns, firsts, strict=False)]
         return RowGroups(
             range_of=range_of,
             steps=ints(steps),
             rows=ints(rows),
             label=ints(labels),
             leader=ints(leaders),
-            product=ints([s.product for s in columns]),
-            ops=floats([s.ops for s in columns]),
-            reads=floats([s.reads for s in columns]),
-            writes=ints([s.writes for s in columns]),
-            block=ints([s.block for s in columns]),
-            size=_triples([s.size for s in columns]),
-            slot=ints([s.slot for s in columns]),
-            last=ints([s.last for s in columns]),
-            is_elementwise=ints([s.is_elementwise for s in columns]),
-            is_streamed=ints([s.is_streamed for s in columns]),
-            takes_streamed=ints([s.takes_streamed for s in columns]),
-            inputs=ints([0, *np.cumsum([len(s.sources) for s in columns], dtype=np.int64).tolist()]),
+            step=np.array([*whole, (0,) * (N_STEP_COLUMNS - 1) + (firsts[-1],)], dtype=np.int64),
+            cost=np.array([(*s.cost, *s.size) for s in columns], dtype=np.float64).reshape(len(columns), 5),
             source=ints([source for source, _ in entries]),
             source_size=_triples([size for _, size in entries]),
         )
@@ -321,17 +306,19 @@ class _Writer:
             is_append = one.kind is OpKind.CACHE  # counted where the cache is
             found.append(
                 _Step(
-                    product=self.product.get(op, -1),
-                    ops=cost.ops if cost else 0.0,
-                    reads=cost.reads if cost else 0.0,
-                    writes=int(not is_append and (not consumers or any(c not in inside for c in consumers))),
-                    block=int(self.block[op]),
+                    whole=(
+                        op,
+                        self.product.get(op, -1),
+                        int(not is_append and (not consumers or any(c not in inside for c in consumers))),
+                        int(self.block[op]),
+                        slot_of[op],
+                        max(users, default=slot_of[op]),
+                        int(one.kind in _ELEMENTWISE),
+                        int(op in streamed),
+                        int(op in taken),
+                    ),
+                    cost=(cost.ops, cost.reads) if cost else (0.0, 0.0),
                     size=Dim() if is_append else one.n,
-                    slot=slot_of[op],
-                    last=max(users, default=slot_of[op]),
-                    is_elementwise=int(one.kind in _ELEMENTWISE),
-                    is_streamed=int(op in streamed),
-                    takes_streamed=int(op in taken),
                     sources=sources,
                 )
             )
@@ -397,17 +384,9 @@ class _Writer:
 
 
 class _Step(NamedTuple):
-    product: int
-    ops: float
-    reads: float
-    writes: int
-    block: int
+    whole: tuple[int, ...]
+    cost: tuple[float, float]
     size: Dim
-    slot: int
-    last: int
-    is_elementwise: int
-    is_streamed: int
-    takes_streamed: int
     sources: list[tuple[int, Dim]]
 
 

@@ -22,16 +22,19 @@ MOST_SLICES: Final = 64
 
 # Times: of the port, of the unit, of buffers, then of each slice: operands there, sums there, results written
 # (all of these for the next step), work done (in this step).
-PORT, UNIT, RELEASED, NEXT_X, NEXT_Y, FREE_X, FREE_Y, FREE_O = range(8)
-_SCALARS: Final = 8
+# Groups use two units: UNIT is the array, LANES the vector unit, FRONT the end of the last work of either; OPERANDS is
+# when what was loaded for the next tile is there.
+PORT, UNIT, RELEASED, NEXT_X, NEXT_Y, FREE_X, FREE_Y, FREE_O, LANES, FRONT, OPERANDS = range(11)
+_SCALARS: Final = 11
 AT_X, AT_Y, AT_SUMS, AT_DONE, AT_END = (_SCALARS + i * MOST_SLICES for i in range(5))
 N_TIMES: Final = _SCALARS + 5 * MOST_SLICES
 LONG_AGO: Final = -1e300
 
-# Sums: compute time; bytes read and written; what the unit waited for; spare time of the port behind the last read;
-# bytes, among those read, that came while the operator before had time to spare; steps.
-BUSY, READ_BYTES, WRITE_BYTES, READ_WAIT_S, WRITE_WAIT_S, SPARE_S, AHEAD_BYTES, N_STEPS = range(8)
-N_SUMS: Final = 8
+# Sums: time in which a unit works; bytes read and written; what the unit waited for; spare time of the port behind the
+# last read; bytes, among those read, that came while the operator before had time to spare; steps; time of the array
+# and of the vector unit, which in groups work beside each other.
+BUSY, READ_BYTES, WRITE_BYTES, READ_WAIT_S, WRITE_WAIT_S, SPARE_S, AHEAD_BYTES, N_STEPS, ARRAY_S, VECTOR_S = range(10)
+N_SUMS: Final = 10
 
 # Resources and columns of recorded events.
 READ, WRITE, ARRAY, VECTOR, SPARE = range(5)
@@ -115,10 +118,47 @@ def work(
     wait = begin - t[UNIT]
     sums[READ_WAIT_S if operands >= room else WRITE_WAIT_S] += wait
     sums[BUSY] += seconds
+    sums[VECTOR_S if unit == VECTOR else ARRAY_S] += seconds
     t[UNIT] = begin + seconds
     if log.moved_bytes.shape[1] > 0:
         note(log, unit, op, begin, t[UNIT], 1.0)
     return t[UNIT]
+
+
+@njit(cache=True)
+def work_beside(
+    t: np.ndarray, sums: np.ndarray, log: Log, op: int, unit: int, operands: float, room: float, seconds: float
+) -> float:
+    """Work as :func:`work` does, on the array or on the vector unit, while the other one works too.
+
+    Time counts as busy when either works, and as waiting from the end of all work so far.
+    """
+    at = LANES if unit == VECTOR else UNIT
+    begin = max(t[at], operands, room)
+    end, front = begin + seconds, t[FRONT]
+    sums[READ_WAIT_S if operands >= room else WRITE_WAIT_S] += max(0.0, begin - front)
+    sums[BUSY] += max(0.0, end - max(begin, front))
+    sums[VECTOR_S if unit == VECTOR else ARRAY_S] += seconds
+    t[at], t[FRONT] = end, max(front, end)
+    if log.moved_bytes.shape[1] > 0:
+        note(log, unit, op, begin, end, 1.0)
+    return end
+
+
+@njit(cache=True)
+def is_shifted(t: np.ndarray, before: np.ndarray) -> bool:
+    """Return whether all times of a group that still matter are later than before by one period, to 1e-11 of it.
+
+    Nothing that follows begins before the port is free and the place of an earlier tile is (RELEASED).
+    """
+    period = t[PORT] - before[PORT]
+    if period <= 0.0:
+        return False
+    past, past_before = min(t[PORT], t[RELEASED]), min(before[PORT], before[RELEASED])
+    for i in range(_SCALARS):
+        if not _shifted(t[i] - past, before[i] - past_before, 1e-11 * period):
+            return False
+    return _shifted(t[AT_DONE] - past, before[AT_DONE] - past_before, 1e-11 * period)
 
 
 @njit(cache=True)

@@ -29,19 +29,31 @@ median and 28 % at worst against every tile size there is (tests/oracles/test_ma
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from costmodels.products import ceil
-from costmodels.systolic import ACCUMULATOR_BYTES, Pace, Tiles, fetches, floor, held_bytes
+from costmodels.systolic import ACCUMULATOR_BYTES, PLAIN_BYTES, Pace, Tiles, fetches, floor, held_bytes
 
 # Positions (m, n, k) of the loops in each order: mnk, nmk, mkn, kmn, nkm, knm.
 ORDERS: Final = np.array([[0.0, 1, 2], [1, 0, 2], [0, 2, 1], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
 
 MOST_CUTS: Final = 48
 _NO_TILES: Final = Tiles(0.0, 0.0, 0.0, 0.0, 1.0, 2.0)
+
+# Mappings that are remembered; what falls on the same place is worked out again.
+_REMEMBERED: Final = 1024
+
+
+class Known(NamedTuple):
+    """Mappings of a design, by size and widths of the product, and scratch of the mapper."""
+
+    design: np.ndarray
+    keys: np.ndarray
+    tiles: np.ndarray
+    room: np.ndarray
 
 
 @njit(cache=True)
@@ -136,3 +148,47 @@ def best_tiles(
                     return best
                 break  # smaller tiles along n move no less
     return best if least_moved < np.inf else smallest
+
+
+@njit(cache=True)
+def no_known() -> Known:
+    """Return no mappings."""
+    tiles, room = np.empty((_REMEMBERED, 6)), np.empty((3, 2, MOST_CUTS))
+    return Known(np.full(_REMEMBERED, -1), np.empty((_REMEMBERED, 7)), tiles, room)
+
+
+@njit(cache=True)
+def known_tiles(
+    known: Known, i: int, m: float, k: float, n: float, a_bits: float, b_bytes: float, wide: float, held: float,
+    meets: Pace, rows: float, sram_bytes: float, asked: Tiles,
+) -> Tiles:  # fmt: skip
+    """Return the mapper's tiles and loop order for a product of design i, worked out once for products that are alike.
+
+    Args:
+        known: is looked up and added to.
+        i: the design.
+        m, k, n, a_bits, b_bytes, wide, held: as :func:`costmodels.products.size_products` gives them.
+        meets: how the product meets the array.
+        rows: of the array.
+        sram_bytes: on-chip memory for the tiles.
+        asked: what the design gives.
+    """
+    at = _place(m, k, n, a_bits, b_bytes)
+    key = known.keys[at]
+    same_size = known.design[at] == i and key[0] == m and key[1] == k and key[2] == n
+    if not (same_size and key[3] == a_bits and key[4] == b_bytes and key[5] == wide and key[6] == held):
+        least, b_element = max(rows, meets.least / meets.slots), b_bytes / (k * n)
+        found = best_tiles(m, k, n, a_bits / 8.0, b_element, PLAIN_BYTES, meets, least, sram_bytes, asked, known.room)
+        known.design[at] = i
+        key[0], key[1], key[2], key[3], key[4], key[5], key[6] = m, k, n, a_bits, b_bytes, wide, held
+        for x in range(6):
+            known.tiles[at, x] = found[x]
+    t = known.tiles[at]
+    return Tiles(t[0], t[1], t[2], t[3], t[4], t[5])
+
+
+@njit(cache=True)
+def _place(m: float, k: float, n: float, a_bits: float, b_bytes: float) -> int:
+    """Return the place of a product among the known mappings."""
+    mixed = int(m) * 73856093 ^ int(k) * 19349663 ^ int(n) * 83492791 ^ int(a_bits) * 2654435761 ^ int(b_bytes) * 40503
+    return (mixed ^ (mixed >> 17)) & (_REMEMBERED - 1)

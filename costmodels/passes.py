@@ -13,15 +13,15 @@ once.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numba import njit
 
 from costmodels.attention import run_attentions
 from costmodels.fused_tables import Attentions, RowGroups
-from costmodels.groups import Ask, Room, run_groups
-from costmodels.mapper import MOST_CUTS, best_tiles
+from costmodels.groups import Ask, run_groups
+from costmodels.mapper import Known, known_tiles, no_known
 from costmodels.products import (
     A_BITS,
     B_BYTES,
@@ -37,7 +37,8 @@ from costmodels.products import (
     Widths,
     size_design,
 )
-from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, element_cycles, pace, run_product
+from costmodels.rowplan import Room
+from costmodels.systolic import PLAIN_BYTES, Chips, Tiles, element_cycles, one_chip, pace, run_product
 from costmodels.totals import (
     ACTIVATION_BYTES,
     ELEMENT_CYCLES,
@@ -58,17 +59,6 @@ ARRAY_S, TRAFFIC_S, CYCLES, TILE_M, TILE_N, TILE_K, AT_M, AT_N, AT_K, A_MOVED, B
 O_MOVED, HELD_BYTES = 19, 20
 N_PLANES: Final = 21
 
-# Mappings that a design remembers; what falls on the same place is worked out again.
-_REMEMBERED: Final = 1024
-
-
-class Known(NamedTuple):
-    """Mappings of one design, by size and widths of the product."""
-
-    design: np.ndarray
-    keys: np.ndarray
-    tiles: np.ndarray
-
 
 @njit(cache=True)
 def run_pass(
@@ -84,12 +74,12 @@ def run_pass(
     """
     n_designs = len(b.block)
     totals = np.zeros((N_TOTALS, n_designs))
-    known = Known(np.full(_REMEMBERED, -1), np.empty((_REMEMBERED, 7)), np.empty((_REMEMBERED, 6)))
-    room, sizes = np.empty((3, 2, MOST_CUTS)), np.empty((N_SIZES, 1, len(p.kind)))
+    known = no_known()
+    sizes = np.empty((N_SIZES, 1, len(p.kind)))
     skipped = np.zeros((1, len(p.kind)), dtype=np.uint8)
     for i in range(n_designs):
         size_design(p, b, w, i, sizes, 0)
-        _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, room, skipped[0])
+        _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, skipped[0])
     return totals
 
 
@@ -111,15 +101,15 @@ def run_fused_pass(
     """
     n_designs = len(b.block)
     totals = np.zeros((N_TOTALS, n_designs))
-    known = Known(np.full(_REMEMBERED, -1), np.empty((_REMEMBERED, 7)), np.empty((_REMEMBERED, 6)))
-    room, sizes = np.empty((3, 2, MOST_CUTS)), np.empty((N_SIZES, 1, len(p.kind)))
+    known = no_known()
+    sizes = np.empty((N_SIZES, 1, len(p.kind)))
     for i in range(n_designs):
         size_design(p, b, w, i, sizes, 0)
-        _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, room, ask.skipped[i])
-        lanes = ask.lanes[i]
-        run_groups(i, ask.mask[i], g, sizes, 0, p, b, c, lanes, scratch, totals, held, group_planes)
+        _run_design(i, sizes, 0, c, is_weight, is_cached, planes, totals, known, ask.skipped[i])
+        chip = one_chip(c, i, ask.lanes[i])
+        run_groups(i, ask.mask[i], g, sizes, 0, p, b, chip, scratch, totals, held, group_planes)
         q, kv, runs = ask.tile_q[i], ask.tile_kv[i], ask.attention[i]
-        run_attentions(i, runs, t, sizes, 0, p, b, c, q, kv, lanes, is_cached, totals, held, group_planes)
+        run_attentions(i, runs, t, sizes, 0, p, b, chip, q, kv, is_cached, totals, held, group_planes)
     return totals
 
 
@@ -135,17 +125,17 @@ def run_sizes(
     """
     n_designs = sizes.shape[1]
     totals = np.zeros((N_TOTALS, n_designs))
-    known = Known(np.full(_REMEMBERED, -1), np.empty((_REMEMBERED, 7)), np.empty((_REMEMBERED, 6)))
-    room, skipped = np.empty((3, 2, MOST_CUTS)), np.zeros(sizes.shape[2], dtype=np.uint8)
+    known = no_known()
+    skipped = np.zeros(sizes.shape[2], dtype=np.uint8)
     for i in range(n_designs):
-        _run_design(i, sizes, i, c, is_weight, is_cached, planes, totals, known, room, skipped)
+        _run_design(i, sizes, i, c, is_weight, is_cached, planes, totals, known, skipped)
     return totals
 
 
 @njit(cache=True)
 def _run_design(
     i: int, sizes: np.ndarray, at_size: int, c: Chips, is_weight: np.ndarray, is_cached: np.ndarray,
-    planes: np.ndarray, totals: np.ndarray, known: Known, room: np.ndarray, skipped: np.ndarray,
+    planes: np.ndarray, totals: np.ndarray, known: Known, skipped: np.ndarray,
 ) -> None:  # fmt: skip
     """Run the products of design i, whose sizes are ``sizes[:, at_size]``, and enter them into totals and planes.
 
@@ -164,20 +154,7 @@ def _run_design(
         wide, width = sizes[WIDE, at_size, j], sizes[HELD, at_size, j]
         meets = pace(rows, cols, stays, c.is_scalable[i], a_bits, width, wide)
         if is_free:
-            at = _place(m, k, n, a_bits, b_bytes)
-            key = known.keys[at]
-            same_size = known.design[at] == i and key[0] == m and key[1] == k and key[2] == n
-            same_bits = key[3] == a_bits and key[4] == b_bytes and key[5] == wide and key[6] == width
-            if not (same_size and same_bits):
-                a, o, sram = a_bits / 8.0, PLAIN_BYTES, c.sram_bytes[i]
-                least = max(rows, meets.least / meets.slots)
-                found = best_tiles(m, k, n, a, b_bytes / (k * n), o, meets, least, sram, asked, room)
-                known.design[at] = i
-                key[0], key[1], key[2], key[3], key[4], key[5], key[6] = m, k, n, a_bits, b_bytes, wide, width
-                for x in range(6):
-                    known.tiles[at, x] = found[x]
-            t = known.tiles[at]
-            tiles = Tiles(t[0], t[1], t[2], t[3], t[4], t[5])
+            tiles = known_tiles(known, i, m, k, n, a_bits, b_bytes, wide, width, meets, rows, c.sram_bytes[i], asked)
         else:
             tiles = Tiles(min(asked.m, m), min(asked.n, n), min(asked.k, k), asked.at_m, asked.at_n, asked.at_k)
         ran = run_product(count, m, k, n, a_bits, b_bytes, rows, cols, cores, stays, meets, tiles, PLAIN_BYTES)
@@ -216,10 +193,3 @@ def _run_design(
     totals[ACTIVATION_BYTES, i], totals[MACS, i], totals[ELEMENT_CYCLES, i] = activations, macs, elements
     totals[SRAM_READ_BITS, i], totals[SRAM_WRITE_BITS, i] = reads, writes
     totals[LIVE_BYTES, i], totals[TILE_BYTES, i] = live, held
-
-
-@njit(cache=True)
-def _place(m: float, k: float, n: float, a_bits: float, b_bytes: float) -> int:
-    """Return the place of a product among the known mappings."""
-    mixed = int(m) * 73856093 ^ int(k) * 19349663 ^ int(n) * 83492791 ^ int(a_bits) * 2654435761 ^ int(b_bytes) * 40503
-    return (mixed ^ (mixed >> 17)) & (_REMEMBERED - 1)

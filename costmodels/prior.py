@@ -43,11 +43,11 @@ from costmodels.tables import Kept, block_columns, dim_table, unique_rows
 from costmodels.workload import Workload
 from dse.canonical import content_hash
 from dse.designs import DesignBatch
+from dse.entries import Entry
 from dse.metrics import MetricBatch
 from dse.model import Model, Module, ModuleKind, Section
 from dse.problem import TARGET, Problem
 from dse.protocols import Breakdown
-from dse.schema import Entry
 
 VERSION: Final = "2"
 

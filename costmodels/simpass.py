@@ -8,6 +8,9 @@ last tiles left free.
 An operator's run depends on its size, widths, mapping and what was loaded ahead alone, so within a design each is run
 once: identical blocks cost one. A fractional number of products (the expected number of experts, kept blocks) is
 interpolated between the whole numbers beside it.
+
+What a design fuses runs as a group, at the place of the operator that leads it (:mod:`costmodels.simgroups`,
+:mod:`costmodels.simattention`).
 """
 
 from __future__ import annotations
@@ -17,11 +20,17 @@ from typing import Final, NamedTuple
 import numpy as np
 from numba import njit
 
+from costmodels.attention import plan_attention
+from costmodels.fused_tables import Attentions, RowGroups
+from costmodels.groups import Ask
 from costmodels.machine import N_SUMS, N_TIMES, PORT, SPARE_S, UNIT, WRITE, WRITE_WAIT_S, Log, move, restart
-from costmodels.mapper import MOST_CUTS, best_tiles
-from costmodels.products import A_BITS, B_BYTES, COUNT, HELD, WIDE, K, M, N
+from costmodels.mapper import known_tiles, no_known
+from costmodels.products import A_BITS, B_BYTES, COUNT, HELD, WIDE, Bound, K, M, N, Products, ceil
+from costmodels.rowplan import Room, lay_out
+from costmodels.simattention import write_pairs
+from costmodels.simgroups import N_ITEM, most_items, run_items, write_items
 from costmodels.streams import run_chunks
-from costmodels.systolic import ACCUMULATOR_BYTES, PLAIN_BYTES, Chips, Pace, Tiles, pace
+from costmodels.systolic import ACCUMULATOR_BYTES, Chips, OneChip, Pace, Tiles, one_chip, pace
 from costmodels.tilesim import N_LEVELS, Array, Product, run_tiles
 
 PRODUCT, VECTOR_WORK, APPEND = range(3)
@@ -68,15 +77,33 @@ class Loads(NamedTuple):
     append_bytes: np.ndarray
 
 
+class Fused(NamedTuple):
+    """What designs fuse in a pass.
+
+    Attributes:
+        groups, attentions, ask, room: as for :func:`costmodels.passes.run_fused_pass`.
+        products, bound: the products of the pass.
+        softmax: operator of each attention between its scores and values, and the values, shape (attentions, 2).
+    """
+
+    groups: RowGroups
+    attentions: Attentions
+    ask: Ask
+    room: Room
+    products: Products
+    bound: Bound
+    softmax: np.ndarray
+
+
 class _Known(NamedTuple):
-    """What is known of one design's products: mappings and runs, by what they depend on."""
+    """Runs of one design's products, by what they depend on."""
 
     keys: np.ndarray
     values: np.ndarray
 
 
 @njit(cache=True)
-def simulate_pass(sizes: np.ndarray, order: Order, loads: Loads, c: Chips) -> np.ndarray:
+def simulate_pass(sizes: np.ndarray, order: Order, loads: Loads, c: Chips, fused: Fused) -> np.ndarray:
     """Return what each operator does, shape (n, operators, N_RESULTS): seconds and the sums of the machine.
 
     Args:
@@ -84,25 +111,28 @@ def simulate_pass(sizes: np.ndarray, order: Order, loads: Loads, c: Chips) -> np
         order: the operators.
         loads: those that are no products.
         c: chips of the designs.
+        fused: what they fuse.
     """
     out = np.zeros((sizes.shape[1], len(order.kind), N_RESULTS))
     log = Log(np.empty((0, 5)), np.zeros(1, np.int64), np.empty((2, 0)), np.ones(1))
     for i in range(sizes.shape[1]):
-        simulate_design(i, sizes, order, loads, c, log, out[i])
+        simulate_design(i, sizes, order, loads, c, fused, log, out[i])
     return out
 
 
 @njit(cache=True)
 def simulate_design(
-    i: int, sizes: np.ndarray, order: Order, loads: Loads, c: Chips, log: Log, out: np.ndarray
+    i: int, sizes: np.ndarray, order: Order, loads: Loads, c: Chips, fused: Fused, log: Log, out: np.ndarray
 ) -> None:  # fmt: skip
     """Simulate one design's pass into ``out``; where the log has room, every operator runs at its own time."""
     a = Array(
         c.rows[i], c.cols[i], c.cores[i], c.stays[i], c.freq_hz[i], c.dram_bytes_per_s[i], c.sram_bytes[i]
     )  # fmt: skip
     asked = Tiles(c.tile_m[i], c.tile_n[i], c.tile_k[i], c.at_m[i], c.at_n[i], c.at_k[i])
-    t, kept, work_room = np.empty(N_TIMES), np.empty((N_LEVELS, N_TIMES + N_SUMS)), np.empty((3, 2, MOST_CUTS))
-    maps = _Known(np.full((_REMEMBERED, _N_KEY), -1.0), np.empty((_REMEMBERED, 6)))
+    is_mapped = min(asked.m, asked.n, asked.k) <= 0.0 or asked.at_m < 0.0
+    chip = one_chip(c, i, loads.lanes[i])
+    t, kept, known = np.empty(N_TIMES), np.empty((N_LEVELS, N_TIMES + N_SUMS)), no_known()
+    group_at, attention_at = _leaders(i, fused, len(order.kind))
     runs = _Known(np.full((_REMEMBERED, _N_KEY), -1.0), np.empty((_REMEMBERED, N_RESULTS)))
     is_logged = log.moved_bytes.shape[1] > 0
     now, spare_bytes, before = 0.0, 0.0, -1
@@ -110,7 +140,17 @@ def simulate_design(
     for o in range(len(order.kind)):
         kind, col = order.kind[o], order.column[o]
         free_bytes = 0.0
-        if kind == PRODUCT:
+        if group_at[o] >= 0 or attention_at[o] >= 0:
+            if group_at[o] >= 0:
+                held = _run_group(i, group_at[o], sizes, fused, chip, log, now, t, kept, found)
+            else:
+                held = _run_attention(i, attention_at[o], sizes, fused, chip, log, o, now, t, kept, found)
+            if held < 0.0:
+                continue
+            free_bytes = a.sram_bytes - held
+        elif kind == PRODUCT:
+            if fused.ask.skipped[i, col]:
+                continue
             count, m, k, n = sizes[COUNT, i, col], sizes[M, i, col], sizes[K, i, col], sizes[N, i, col]
             if count <= 0.0:
                 continue
@@ -118,8 +158,10 @@ def simulate_design(
             wide, width = sizes[WIDE, i, col], sizes[HELD, i, col]
             meets = pace(a.rows, a.cols, a.stays, c.is_scalable[i], a_bits, width, wide)
             key[0], key[1], key[2], key[3], key[4], key[5], key[6] = m, k, n, a_bits, b_bytes, wide, width
-            key[7] = key[8] = key[9] = 0.0
-            tiles = _mapping(m, k, n, a_bits, b_bytes, a, meets, asked, maps, key, work_room)
+            if is_mapped:
+                tiles = known_tiles(known, i, m, k, n, a_bits, b_bytes, wide, width, meets, a.rows, a.sram_bytes, asked)
+            else:
+                tiles = Tiles(min(asked.m, m), min(asked.n, n), min(asked.k, k), asked.at_m, asked.at_n, asked.at_k)
             a_element, b_element = a_bits / 8.0, b_bytes / (k * n)
             a_tile, b_tile = tiles.m * tiles.k * a_element, tiles.k * tiles.n * b_element
             is_free = before == o - 1 and before >= 0 and not order.follows[o]
@@ -166,9 +208,7 @@ def _run_count(
     count: float, p: Product, a: Array, log: Log, op: int, at: float, t: np.ndarray, kept: np.ndarray, found: np.ndarray
 ) -> None:
     """Run ``count`` products, a number that need not be whole, and write seconds and sums to ``found``."""
-    below = np.floor(count + 1e-9)
-    part = max(0.0, count - below)
-    part = part if part > 1e-9 else 0.0
+    below, part = _parts(count)
     found[:] = 0.0
     if below > 0.0:
         whole = _times(p, int(below))
@@ -178,9 +218,7 @@ def _run_count(
         events = log.n_events[0]
         above[SECONDS] = run_tiles(_times(p, int(below) + 1), a, _silent(log), op, at, t, kept, above[1:])
         log.n_events[0] = events
-        spare = above[1 + SPARE_S] if below == 0.0 else found[1 + SPARE_S]
-        found[:] += part * (above - found)
-        found[1 + SPARE_S] = min(spare, found[1 + SPARE_S])
+        _between(found, above, below, part)
 
 
 @njit(cache=True)
@@ -194,22 +232,101 @@ def _silent(log: Log) -> Log:
 
 
 @njit(cache=True)
-def _mapping(
-    m: float, k: float, n: float, a_bits: float, b_bytes: float, a: Array, meets: Pace, asked: Tiles,
-    maps: _Known, key: np.ndarray, room: np.ndarray,
-) -> Tiles:  # fmt: skip
-    """Return the tiles and loop order of a product: the design's, or the mapper's where they are free."""
-    if not (min(asked.m, asked.n, asked.k) <= 0.0 or asked.at_m < 0.0):
-        return Tiles(min(asked.m, m), min(asked.n, n), min(asked.k, k), asked.at_m, asked.at_n, asked.at_k)
-    slot = _slot(key)
-    v = maps.values[slot]
-    if not _same(maps.keys[slot], key):
-        least = max(a.rows, meets.least / meets.slots)
-        b_element = b_bytes / (k * n)
-        best = best_tiles(m, k, n, a_bits / 8.0, b_element, PLAIN_BYTES, meets, least, a.sram_bytes, asked, room)
-        maps.keys[slot] = key
-        v[0], v[1], v[2], v[3], v[4], v[5] = best.m, best.n, best.k, best.at_m, best.at_n, best.at_k
-    return Tiles(v[0], v[1], v[2], v[3], v[4], v[5])
+def _leaders(i: int, f: Fused, n_ops: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row group, and the attention, of design i that each operator leads, -1 for none."""
+    group_at, attention_at = np.full(n_ops, -1), np.full(n_ops, -1)
+    mask, ranges = f.ask.mask[i], f.groups.range_of
+    for component in range(len(mask)):
+        for x in range(ranges[component, mask[component], 0], ranges[component, mask[component], 1]):
+            group_at[f.groups.leader[x]] = x
+    for x in range(len(f.attentions.leader)):
+        if f.ask.attention[i, x]:
+            attention_at[f.attentions.leader[x]] = x
+    return group_at, attention_at
+
+
+@njit(cache=True)
+def _run_group(
+    i: int, x: int, sizes: np.ndarray, f: Fused, chip: OneChip, log: Log, at: float, t: np.ndarray, kept: np.ndarray,
+    found: np.ndarray,
+) -> float:  # fmt: skip
+    """Run row group x of design i, write seconds and sums to ``found``, and return the memory it holds; -1 for none."""
+    b, g, copies_of = f.bound, f.groups, f.products.copies
+    rows = b.per_sequence[i, g.rows[x]] * b.sequences[i, g.rows[x]]
+    if rows <= 0.0:
+        return -1.0
+    plan = lay_out(g, x, rows, sizes, i, copies_of, b.heads[i], b.channels[i], b.block[i], chip, f.room)
+    if plan.copies <= 0.0:
+        return -1.0
+    trips = ceil(plan.m / plan.tile)
+    edge_rows = plan.m - (trips - 1.0) * plan.tile
+    most = most_items(g.steps[x + 1] - g.steps[x])
+    edge = np.empty((most, N_ITEM))
+    edge = edge[: write_items(g, x, sizes, i, copies_of, plan, edge_rows, chip, f.room.steps, edge)]
+    whole = edge
+    if trips > 1.0:
+        whole = np.empty((most, N_ITEM))
+        whole = whole[: write_items(g, x, sizes, i, copies_of, plan, plan.tile, chip, f.room.steps, whole)]
+    keeps, has_two = plan.fetched == 1.0, 2.0 * plan.held <= chip.sram_bytes
+    _run_copies(whole, edge, plan.copies, int(trips), keeps, has_two, chip, log, at, t, kept, found)
+    return plan.held
+
+
+@njit(cache=True)
+def _run_attention(
+    i: int, x: int, sizes: np.ndarray, f: Fused, chip: OneChip, log: Log, op: int, at: float, t: np.ndarray,
+    kept: np.ndarray, found: np.ndarray,
+) -> float:  # fmt: skip
+    """Run attention x of design i as :func:`_run_group` does a row group."""
+    score, value = f.attentions.score[x], f.attentions.value[x]
+    if sizes[COUNT, i, score] <= 0.0 or sizes[COUNT, i, value] <= 0.0:
+        return -1.0
+    length = f.bound.per_sequence[i, f.products.rows[score]]
+    plan = plan_attention(x, f.attentions, sizes, i, chip, length, f.ask.tile_q[i], f.ask.tile_kv[i])
+    score_pace, value_pace = _pace(sizes, i, score, chip), _pace(sizes, i, value, chip)
+    items = write_pairs(plan, score_pace, value_pace, chip, (op, f.softmax[x, 0], f.softmax[x, 1]))
+    _run_copies(items, items, plan.number, 1, False, True, chip, log, at, t, kept, found)
+    return plan.held
+
+
+@njit(cache=True)
+def _pace(sizes: np.ndarray, i: int, j: int, c: OneChip) -> Pace:
+    return pace(c.rows, c.cols, c.stays, c.is_scalable, sizes[A_BITS, i, j], sizes[HELD, i, j], sizes[WIDE, i, j])
+
+
+@njit(cache=True)
+def _run_copies(
+    whole: np.ndarray, edge: np.ndarray, copies: float, trips: int, keeps: bool, has_two: bool, chip: OneChip,
+    log: Log, at: float, t: np.ndarray, kept: np.ndarray, found: np.ndarray,
+) -> None:  # fmt: skip
+    """Run a group ``copies`` times, a number that need not be whole, and write seconds and sums to ``found``."""
+    below, part = _parts(copies)
+    found[:] = 0.0
+    if below > 0.0:
+        found[SECONDS] = run_items(whole, edge, int(below), trips, keeps, has_two, chip, log, at, t, kept, found[1:])
+    if part > 0.0:
+        above, events = np.zeros(N_RESULTS), log.n_events[0]
+        above[SECONDS] = run_items(
+            whole, edge, int(below) + 1, trips, keeps, has_two, chip, _silent(log), at, t, kept, above[1:]
+        )
+        log.n_events[0] = events
+        _between(found, above, below, part)
+
+
+@njit(cache=True)
+def _parts(count: float) -> tuple[float, float]:
+    """Return the whole part of a number of products, and the rest."""
+    below = np.floor(count + 1e-9)
+    part = max(0.0, count - below)
+    return below, part if part > 1e-9 else 0.0
+
+
+@njit(cache=True)
+def _between(found: np.ndarray, above: np.ndarray, below: float, part: float) -> None:
+    """Move results of a whole number ``below`` towards those of the next one."""
+    spare = above[1 + SPARE_S] if below == 0.0 else found[1 + SPARE_S]
+    found[:] += part * (above - found)
+    found[1 + SPARE_S] = min(spare, found[1 + SPARE_S])
 
 
 @njit(cache=True)

@@ -15,7 +15,7 @@ exposes the first weights of every operator; the simulator loads them ahead wher
 The run is repeatable, so breakdowns and traces are worked out again on demand instead of being stored.
 
 Left out, beside what the analytical model leaves out: set-up time of transfers, refresh and row misses of DRAM, folds
-of two steps side by side on different cores, vector work beside the array.
+of two steps side by side on different cores, vector work beside the array outside of fused groups.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from costmodels.accelerator import METRICS, AcceleratorEvaluator
+from costmodels.accelerator import METRICS, AcceleratorEvaluator, ask_of, fusion_limits
 from costmodels.breakdown import Ledger
 from costmodels.chip import Chip, Events
-from costmodels.machine import BUSY, READ_BYTES, READ_WAIT_S, WRITE_BYTES, WRITE_WAIT_S
-from costmodels.simpass import APPEND, PRODUCT, SECONDS, VECTOR_WORK, Loads, Order, simulate_pass
+from costmodels.fused_designs import asked_phase
+from costmodels.machine import ARRAY_S, BUSY, READ_BYTES, READ_WAIT_S, VECTOR_S, WRITE_BYTES, WRITE_WAIT_S
+from costmodels.rowplan import make_room
+from costmodels.simpass import APPEND, PRODUCT, SECONDS, VECTOR_WORK, Fused, Loads, Order, simulate_pass
 from costmodels.sums import sum_elements
 from costmodels.systolic import PLAIN_BYTES
 from costmodels.tables import Gemms, block_columns, class_of, dim_table, full
@@ -40,12 +42,12 @@ from costmodels.workload import PHASES, PhaseSizes
 from dse.designs import DesignBatch
 from dse.errors import HardwareError
 from dse.hardware import Accelerator
-from dse.metrics import MetricBatch
+from dse.metrics import Limit, MetricBatch
 from dse.model import Graph, Model, Op, OpKind
 from dse.problem import Problem
 from dse.protocols import Breakdown, Evaluator
 
-VERSION: Final = "1"
+VERSION: Final = "2"
 
 WAITS: Final = (
     "array_utilisation_ratio", "vector_utilisation_ratio", "dram_utilisation_ratio", "read_wait_s", "write_wait_s",
@@ -68,7 +70,6 @@ class PhaseOps:
         ops = graph.ops
         self.names = [op.name for op in ops]
         self.labels = [(op.component, class_of(op.kind)) for op in ops]
-        self.is_product = np.array([op.kind.is_matmul for op in ops], dtype=bool)
         kind = [_kind(op) for op in ops]
         column = [kind[:i].count(k) for i, k in enumerate(kind)]
         follows = [i == 0 or ops[i - 1].name in op.inputs for i, op in enumerate(ops)]
@@ -99,8 +100,11 @@ class PhaseOps:
         appended = self._elements(1, self._appends, phase.gemms)
         total = appended.sum(axis=1, keepdims=True)
         append_bytes = appended / np.where(total > 0.0, total, 1.0) * phase.cache_bytes
+        elements = full(self._elements(0, self._vectors, phase.gemms), n)
+        if phase.fused is not None:
+            elements = np.where(phase.fused.skipped_vectors, 0.0, elements)
         return Loads(
-            elements=full(self._elements(0, self._vectors, phase.gemms), n),
+            elements=elements,
             ops=self._ops,
             read_bytes=self._reads,
             write_bytes=self._writes,
@@ -148,16 +152,11 @@ class PhaseRun:
         """Return a sum over all operators, shape (n,)."""
         return np.ascontiguousarray(self.results[:, :, of]).sum(axis=1)
 
-    def busy_s(self, products: bool) -> np.ndarray:
-        """Return the time that the array, or the vector unit, works in the pass, shape (n,)."""
-        return np.where(self.ops.is_product == products, self.results[:, :, 1 + BUSY], 0.0).sum(axis=1)
-
 
 class SimulatedEvaluator(AcceleratorEvaluator):
     """The simulator for one problem on an accelerator template."""
 
     metrics: Sequence[str] = (*METRICS, *WAITS)
-    can_fuse = False
 
     def __init__(self, problem: Problem, hardware: Accelerator, version: str) -> None:
         super().__init__(problem, hardware, version)
@@ -168,11 +167,23 @@ class SimulatedEvaluator(AcceleratorEvaluator):
         """Return one simulated pass of each phase that has work."""
         chip = Chip(self.hardware, batch)
         runs = []
-        for phase in self.workload.size(batch).phases:
+        for phase in self.workload.size(batch, with_fusion=True).phases:
             ops = self._ops[phase.name]
-            results = simulate_pass(phase.gemms.planes, ops.order, ops.loads(phase, chip), chip.arrays)
+            fused = self.fused(batch, phase, chip)
+            results = simulate_pass(phase.gemms.planes, ops.order, ops.loads(phase, chip), chip.arrays, fused)
             runs.append(PhaseRun(phase.name, self._passes(phase.name), ops, results))
         return runs
+
+    def fused(self, batch: DesignBatch, phase: PhaseSizes, chip: Chip) -> Fused:
+        """Return what designs fuse in a phase, sized for them."""
+        asked = phase.fused
+        if asked is None:
+            asked = asked_phase(batch, self.workload.role, self.workload.tables(batch.schema).fused(phase.name))
+        tables, g = asked.tables, phase.gemms
+        softmax = np.array([members[1:3] for members in tables.attention_members], dtype=np.int64).reshape(-1, 2)
+        return Fused(
+            tables.rows, tables.attentions, ask_of(asked, chip), make_room(tables.rows), g.products, g.bound, softmax
+        )
 
     def phase_ops(self, phase: str) -> PhaseOps:
         """Return the operators of a phase."""
@@ -206,7 +217,8 @@ class SimulatedEvaluator(AcceleratorEvaluator):
         if ledger is not None:
             return super()._evaluate(batch, ledger)
         n = len(batch)
-        chip, sizes = Chip(self.hardware, batch), self.workload.size(batch)
+        chip, sizes = Chip(self.hardware, batch), self.workload.size(batch, with_fusion=True)
+        limits: list[Limit] = []
         seconds = {"encode": np.zeros(n), "prefill": np.zeros(n), "decode": np.zeros(n)}
         live, tiles = np.zeros(n), np.zeros(n)
         events = Events.none(n)
@@ -214,18 +226,19 @@ class SimulatedEvaluator(AcceleratorEvaluator):
         for phase, run in zip(sizes.phases, self.run(batch), strict=True):
             vector = VectorCoefficients.of(self.workload.tables(batch.schema).vectors[phase.name].labels)
             counted = self._work(phase, vector, chip, False)
+            limits += fusion_limits(phase, counted, chip)
             live = np.maximum(live, counted.gemms[LIVE_BYTES])
             tiles = np.maximum(tiles, counted.gemms[TILE_BYTES])
             moved = run.total(1 + READ_BYTES) + run.total(1 + WRITE_BYTES)
             events = events.plus(replace(counted.events(), dram_bits=8 * moved), run.passes)
             seconds[phase.name] = run.total(SECONDS)
-            spent["array"] += run.passes * run.busy_s(products=True)
-            spent["vector"] += run.passes * run.busy_s(products=False)
+            spent["array"] += run.passes * run.total(1 + ARRAY_S)
+            spent["vector"] += run.passes * run.total(1 + VECTOR_S)
             spent["dram"] += run.passes * moved / chip.dram_bytes_per_s[:, 0]
             spent["read"] += run.passes * run.total(1 + READ_WAIT_S)
             spent["write"] += run.passes * run.total(1 + WRITE_WAIT_S)
         latency = seconds["encode"] + seconds["prefill"] + self._passes("decode") * seconds["decode"]
-        plain = self._metrics(chip, sizes, seconds, latency, events, live, tiles, self._no_fusion(batch))
+        plain = self._metrics(chip, sizes, seconds, latency, events, live, tiles, limits)
         values = dict(plain.values)
         for name in ("array", "vector", "dram"):
             # Sums of one and the same durations in another order may differ in the last digit.

@@ -89,6 +89,23 @@ class Chips(NamedTuple):
     dram_bytes_per_s: np.ndarray
 
 
+class OneChip(NamedTuple):
+    """The chip of one design, see :class:`Chips`, with the lanes of its vector unit."""
+
+    rows: float
+    cols: float
+    cores: float
+    stays: int
+    is_scalable: int
+    tile_m: float
+    tile_n: float
+    tile_k: float
+    sram_bytes: float
+    freq_hz: float
+    dram_bytes_per_s: float
+    lanes: float
+
+
 class Tiles(NamedTuple):
     """Tile sizes of a product and the position of each tile loop, 0 outermost."""
 
@@ -141,6 +158,15 @@ class Ran(NamedTuple):
 def floor(x: float) -> float:
     """Return the floor as a float, one instruction instead of a detour by integers."""
     return float(np.floor(x))
+
+
+@njit(cache=True)
+def one_chip(c: Chips, i: int, lanes: float) -> OneChip:
+    """Return the chip of design i, whose vector unit has so many lanes."""
+    return OneChip(
+        c.rows[i], c.cols[i], c.cores[i], c.stays[i], c.is_scalable[i], c.tile_m[i], c.tile_n[i], c.tile_k[i],
+        c.sram_bytes[i], c.freq_hz[i], c.dram_bytes_per_s[i], lanes,
+    )  # fmt: skip
 
 
 @njit(cache=True)

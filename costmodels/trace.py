@@ -50,10 +50,11 @@ def trace(evaluator: SimulatedEvaluator, design: DesignBatch, phase: str, max_ev
         np.full(1, total_s / N_INTERVALS),
     )  # fmt: skip
     chip = Chip(evaluator.hardware, design)
-    sizes = next(p for p in evaluator.workload.size(design).phases if p.name == phase)
+    sizes = next(p for p in evaluator.workload.size(design, with_fusion=True).phases if p.name == phase)
     ops = evaluator.phase_ops(phase)
     results = np.zeros((len(ops.names), N_RESULTS))
-    simulate_design(0, sizes.gemms.planes, ops.order, ops.loads(sizes, chip), chip.arrays, log, results)
+    fused = evaluator.fused(design, sizes, chip)
+    simulate_design(0, sizes.gemms.planes, ops.order, ops.loads(sizes, chip), chip.arrays, fused, log, results)
     kept = log.events[: min(int(log.n_events[0]), max_events)]
     loaded = _loaded_ahead(kept, results, float(chip.dram_bytes_per_s[0, 0]))
     for begin, end, _, size in loaded:

@@ -43,6 +43,7 @@ from costmodels.tables import (
 from dse.designs import DesignBatch
 from dse.metrics import Limit
 from dse.model import AudioLayout, Cache, Dim, Model, Module, ModuleKind, VisualLayout
+from dse.model.images import resized
 from dse.problem import TARGET, Problem, WeightFormat
 from dse.schema import Schema
 
@@ -438,14 +439,6 @@ class _Tokens:
         strides, column = np.unique(self.stride[:, 0], return_inverse=True)
         table = np.array([[float(layout.strided(int(s))) for s in strides] for layout in layouts])
         return table[np.broadcast_arrays(which, column)[0], column][:, None]
-
-
-def resized(height: int, width: int, side: float) -> tuple[int, int]:
-    """Return (height, width) of an image scaled so that its longer side is ``side`` pixels; 0 leaves it alone."""
-    if not side:
-        return height, width
-    scale = side / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class _Bound(Binding):

@@ -9,7 +9,8 @@ import numpy as np
 
 from dashboard.figures.parts import Map
 from dse.designs import DesignBatch
-from dse.schema import Entry, Field
+from dse.entries import Entry
+from dse.schema import Field
 
 # What belongs together on a page, by the knobs that say it.
 KINDS: Final = {

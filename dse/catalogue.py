@@ -25,10 +25,12 @@ from dse.protocols import (
     CostModel,
     Examinable,
     Exporter,
+    Fuser,
     Late,
     OutsideTool,
     Plotter,
     Portfolio,
+    Profiler,
     Proposer,
     Tracer,
 )
@@ -105,17 +107,22 @@ def cost_model(name: str) -> CostModel:
     return model
 
 
+def _first(capability: Any, what: str) -> Any:
+    for name in sorted(listing("cost model")):
+        model = _load("cost model", name)
+        if isinstance(model, capability):
+            return model
+    raise UserError(f"no cost model {what}", "'dse doctor' shows which are installed")
+
+
 def calibrator() -> Calibrator:
     """Return the first cost model, by name, that takes measurements of devices.
 
     Raises:
         UserError: none does.
     """
-    for name in sorted(listing("cost model")):
-        model = _load("cost model", name)
-        if isinstance(model, Calibrator):
-            return model
-    raise UserError("no cost model takes measurements of devices", "'dse doctor' shows which are installed")
+    found: Calibrator = _first(Calibrator, "takes measurements of devices")
+    return found
 
 
 def tracer() -> Tracer:
@@ -124,11 +131,28 @@ def tracer() -> Tracer:
     Raises:
         UserError: none does.
     """
-    for name in sorted(listing("cost model")):
-        model = _load("cost model", name)
-        if isinstance(model, Tracer):
-            return model
-    raise UserError("no cost model draws designs over time", "'dse doctor' shows which are installed")
+    found: Tracer = _first(Tracer, "draws designs over time")
+    return found
+
+
+def fuser() -> Fuser:
+    """Return the first cost model, by name, that finds which operators to fuse.
+
+    Raises:
+        UserError: none does.
+    """
+    found: Fuser = _first(Fuser, "finds which operators to fuse")
+    return found
+
+
+def profiler() -> Profiler:
+    """Return the first cost model, by name, that measures quality profiles.
+
+    Raises:
+        UserError: none does.
+    """
+    found: Profiler = _first(Profiler, "measures quality profiles")
+    return found
 
 
 def proposer(name: str) -> Proposer:

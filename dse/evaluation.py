@@ -27,7 +27,7 @@ from dse.knobs import KNOBS
 from dse.metrics import MetricBatch, Status
 from dse.params import Value
 from dse.problem import Problem
-from dse.protocols import Breakdown, CostModel, Evaluator
+from dse.protocols import Additive, Breakdown, CostModel, Evaluator
 from dse.space import BoundSpace
 
 _MAX_COMBINATIONS: Final = 256
@@ -112,6 +112,17 @@ class Evaluation:
     def explain(self, codes: np.ndarray) -> list[Breakdown]:
         """Return the additive parts of the metrics of rows of codes that share their structural knobs."""
         return self.breakdown(self.space.decode(codes))
+
+    def summed_loss(self, codes: np.ndarray) -> np.ndarray | None:
+        """Return the loss of each row as a sum over places, shape (n,); None where no cost model has such sums."""
+        batch = self.space.decode(codes)
+        found = np.zeros(len(batch))
+        for combination, rows in self._partition(batch):
+            additive = [e for e in self._evaluators(combination) if isinstance(e, Additive)]
+            if not additive:
+                return None
+            found[rows] = additive[0].summed_loss(batch.take(rows))
+        return found
 
     def _partition(self, batch: DesignBatch) -> Iterator[tuple[tuple[Value, ...], np.ndarray]]:
         rows = np.arange(len(batch))

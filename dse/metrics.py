@@ -80,6 +80,7 @@ METRICS: Final[dict[str, Metric]] = _all(
     Metric("cost_usd", "min", "rental cost of one request at the low end of the price range"),
     Metric("quality_loss", "min", "increase of the loss per token over the uncompressed model"),
     Metric("accuracy_ratio", "max", "task accuracy relative to the uncompressed model"),
+    Metric("quality_cliff_ratio", "min", "part of the predicted loss that comes from choices at or beyond a cliff"),
 )
 
 

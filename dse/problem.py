@@ -12,6 +12,7 @@ from dse.errors import UserError
 from dse.hardware import Accelerator, Device, Hardware, read_hardware
 from dse.model import Model
 from dse.params import Value
+from dse.profile import QualityProfile
 from dse.scenario import Scenario
 
 TARGET: Final = "target"
@@ -49,6 +50,7 @@ class Problem:
         fusion: groups of operators that run fused, by name: (producer, consumer) patterns on the names of operators
             inside a block, as ("self_attn.q_proj", "self_attn.rope"). A name that starts with "decode/" (or another
             phase) holds in that phase alone.
+        quality: role -> quality profile of its model, where there is one. Evidence, no part of what designs mean.
     """
 
     models: Mapping[str, Model]
@@ -56,6 +58,7 @@ class Problem:
     hardware: Hardware
     weight_format: WeightFormat = field(default_factory=WeightFormat)
     fusion: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    quality: Mapping[str, QualityProfile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if TARGET not in self.models:
@@ -64,6 +67,10 @@ class Problem:
         roles = sorted(self.models, key=lambda role: (role != TARGET, role))
         object.__setattr__(self, "models", {role: self.models[role] for role in roles})
         object.__setattr__(self, "fusion", _read_fusion(self.fusion))
+        for role, profile in self.quality.items():
+            if role not in self.models:
+                raise UserError(f"quality: a profile for the role {role!r}", f"the roles are {', '.join(self.models)}")
+            profile.check_model(self.models[role])
         target, scenario = self.models[TARGET], self.scenario
         if not (scenario.prompt_tokens or scenario.images or scenario.audio_s):
             raise UserError("the request is empty: no prompt, no image, no sound", "use prompt_tokens >= 1")
@@ -115,6 +122,7 @@ class Problem:
             "hardware": self.hardware.to_json(),
             "weight_format": self._format_json(),
             **self._fusion_json(),
+            **({"quality": {r: p.to_json() for r, p in self.quality.items()}} if self.quality else {}),
         }
 
     def _fusion_json(self) -> dict[str, Any]:
@@ -135,6 +143,10 @@ class Problem:
             hardware=read_hardware(document["hardware"]),
             weight_format=WeightFormat(**document["weight_format"]),
             fusion=document.get("fusion", {}),
+            quality={
+                role: QualityProfile.from_json(lines, f"profile of {role}")
+                for role, lines in document.get("quality", {}).items()
+            },
         )
 
 

@@ -21,10 +21,12 @@ import numpy as np
 from dse.designs import DesignBatch
 from dse.hardware import Device
 from dse.metrics import MetricBatch
+from dse.model import Model
 from dse.objectives import Goal
 from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
+from dse.profile import Configuration, Measurement, ProfileHeader, QualityProfile
 from dse.space import BoundSpace, row_keys
 
 if TYPE_CHECKING:
@@ -106,6 +108,15 @@ class CostModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Additive(Protocol):
+    """An evaluator whose losses are a monotone curve of a sum over places; a capability beside :class:`Evaluator`."""
+
+    def summed_loss(self, batch: DesignBatch) -> np.ndarray:
+        """Return the sum that stands under the curve, in nats, shape (n,): what allocation adds up."""
+        ...
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Constants fitted to a table of measurements.
@@ -155,6 +166,121 @@ class Tracer(Protocol):
 
         Raises:
             UserError: a design that cannot run or be drawn, or no such phase.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BestFusion:
+    """The best legal partition of the blocks of a component that are alike, and what it costs one of them.
+
+    Attributes:
+        phase, component: where the blocks run.
+        blocks: their indices.
+        fusion: groups of edges, as a study takes them.
+        dram_bytes, seconds: of one pass of a block.
+        unfused_dram_bytes, unfused_seconds: the same where every operator runs alone.
+        held_bytes: on-chip memory that the largest group holds, 0 where nothing is fused.
+    """
+
+    phase: str
+    component: str
+    blocks: Sequence[int]
+    fusion: Mapping[str, Sequence[tuple[str, str]]]
+    dram_bytes: float
+    seconds: float
+    unfused_dram_bytes: float
+    unfused_seconds: float
+    held_bytes: float
+
+
+@runtime_checkable
+class Fuser(Protocol):
+    """A cost model that finds which operators to fuse; a capability beside :class:`CostModel`."""
+
+    def best_fusions(self, problem: Problem, design: DesignBatch, by: str) -> Sequence[BestFusion]:
+        """Return the best fusion of each kind of block in each phase.
+
+        Args:
+            problem: what the design is for.
+            design: a batch of one row; its on-chip memory is the budget.
+            by: "bytes" or "time": what is to be least.
+
+        Raises:
+            UserError: hardware without operators to fuse.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ProfileOrder:
+    """What is to be profiled, and how.
+
+    Attributes:
+        file: the user's Python file, "" for none.
+        weights: checkpoint, a Hugging Face folder or what the file makes of it; "" for none.
+        text: plain text that a language model is measured on, "" for none.
+        out: the profile's file, which its paths are relative to.
+        model: the model's description, None to go by the names of its modules.
+        quantiser: symmetric, granularity and group_size, those that differ from the default.
+        values: knob -> values to measure, empty for all that can be.
+        per: depth of the groups of widths: "module", "block.kind", "block" or "component".
+        seed: of everything random.
+        date: as the profile states it.
+        estimate: "" to measure; "weights" or "fisher" to estimate from weights, or from gradients too.
+    """
+
+    file: str = ""
+    weights: str = ""
+    text: str = ""
+    out: str = "profile.jsonl"
+    model: Model | None = None
+    quantiser: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Sequence[Value]] = field(default_factory=dict)
+    per: str = "module"
+    seed: int = 0
+    date: str = ""
+    estimate: str = ""
+
+
+class Profiling(Protocol):
+    """A profile under way; whoever asks for the next measurement keeps it, and decides when it is enough.
+
+    Attributes:
+        header: the profile's first line.
+        n_singles: single choices that there are to measure.
+        notes: what cannot be measured, one sentence each.
+    """
+
+    @property
+    def header(self) -> ProfileHeader: ...  # noqa: D102
+    @property
+    def n_singles(self) -> int: ...  # noqa: D102
+    @property
+    def notes(self) -> Sequence[str]: ...  # noqa: D102
+
+    def singles(self, known: Sequence[Measurement]) -> Iterator[Measurement]:
+        """Yield measurements of single choices that are not known yet, the most telling first."""
+        ...
+
+    def configurations(self, known: QualityProfile, n: int, n_held_out: int) -> Iterator[Configuration]:
+        """Yield random configurations that are not known yet, until there are n, and n_held_out held out."""
+        ...
+
+    def scores(self, profile: QualityProfile) -> Mapping[str, float]:
+        """Return how well the surrogate predicts the held-out configurations, by name; empty where too few."""
+        ...
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """A cost model that measures quality profiles; a capability beside :class:`CostModel`."""
+
+    def profiling(self, order: ProfileOrder) -> Profiling:
+        """Return a profile to be measured.
+
+        Raises:
+            UserError: something is not installed, or a model, file or setting that cannot be.
         """
         ...
 
@@ -417,6 +543,25 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
+class CostModelUsed:
+    """A cost model that gave some metrics of a design.
+
+    Attributes:
+        name: its name in the catalogue.
+        group, fidelity, version: as :class:`CostModel` has them.
+        fingerprint: of the evaluator that ran, see :class:`Evaluator`.
+        metrics: names of the columns that it gave.
+    """
+
+    name: str
+    group: str
+    fidelity: str
+    version: str
+    fingerprint: str
+    metrics: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Chosen:
     """A design picked for export, with the evidence for it.
 
@@ -428,6 +573,7 @@ class Chosen:
         values: knob label -> value as the study's space names them.
         metrics: its metrics, a batch of one row.
         provenance: where it comes from (proposer, seed, cost models with versions and fingerprints, ...).
+        cost_models: who gave the metrics.
     """
 
     study: str
@@ -437,6 +583,7 @@ class Chosen:
     values: Mapping[str, Value]
     metrics: MetricBatch
     provenance: Mapping[str, str] = field(default_factory=dict)
+    cost_models: Sequence[CostModelUsed] = ()
 
 
 @dataclass(frozen=True)
@@ -446,10 +593,12 @@ class Exported:
     Attributes:
         files: relative file name -> content.
         not_expressible: what of the design the format cannot say, one sentence each; never dropped in silence.
+        notes: what whoever uses the files should know besides, one sentence each.
     """
 
     files: Mapping[str, bytes]
     not_expressible: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @runtime_checkable

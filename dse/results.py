@@ -21,7 +21,7 @@ from dse.objectives import Goal
 from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
-from dse.protocols import Breakdown, Chosen
+from dse.protocols import Breakdown, Chosen, CostModelUsed
 from dse.space import BoundSpace, Space
 from dse.store import EvaluatorRow, Store, StoredStudy, StudyRow
 
@@ -155,6 +155,10 @@ class Results:
                     for e in self.evaluators
                 },
             },
+            cost_models=[
+                CostModelUsed(e.cost_model, e.group, e.fidelity, e.version, e.fingerprint, list(batch.values))
+                for e, batch in zip(self.evaluators, self.stored.metrics, strict=False)
+            ],
         )
 
     def breakdown(self, number: int) -> list[Breakdown]:

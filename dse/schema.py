@@ -34,6 +34,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from dse.canonical import content_hash
+from dse.entries import Entry
 from dse.errors import SpaceError, unknown
 from dse.hardware import Accelerator
 from dse.knobs import ALIASES, KNOBS, Knob, Scope
@@ -47,30 +48,6 @@ _DTYPES: Final[dict[type, np.dtype[Any]]] = {
     float: np.dtype(np.float64),
     bool: np.dtype(np.uint8),
 }
-
-
-class Entry(NamedTuple):
-    """One place that a knob has a value for.
-
-    Attributes:
-        role, component: where it belongs; "" for the problem as a whole.
-        section: stem, block or head of its component.
-        block: block index, -1 outside blocks.
-        leaf: module path inside block or section, "" for whole blocks.
-        kind: "attention", "mlp" or "" for other modules.
-        channel, n_channels: which of how many parts of the output channels.
-        path: Hugging Face module path, "" for blocks, roles and the problem.
-    """
-
-    role: str = ""
-    component: str = ""
-    section: str = ""
-    block: int = -1
-    leaf: str = ""
-    kind: str = ""
-    channel: int = 0
-    n_channels: int = 1
-    path: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import numpy as np
 from dse import catalogue, seeding
 from dse.canonical import compare
 from dse.coordinator import Reporter, drive
+from dse.coverage import check_coverage
 from dse.errors import StoreError, StoreRefused, StudyChanged, UserError, tell_in_words
 from dse.evaluation import Evaluation
 from dse.execute import Means
@@ -33,6 +34,7 @@ from dse.model import Model, read_model
 from dse.objectives import Goal
 from dse.params import Value
 from dse.problem import TARGET, Problem, WeightFormat
+from dse.profile import QualityProfile, read_profile
 from dse.protocols import CostModel, Proposer
 from dse.results import Front, Results
 from dse.scenario import Scenario
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 SPEC_FORMAT: Final = 1
 DEFAULT_COST_MODELS: Final = ("analytical", "prior")
+PROFILED_COST_MODELS: Final = ("analytical", "surrogate")
 DB_VARIABLE: Final = "DSE_DB"
 WAIT_STEP_S: Final = 0.5
 
@@ -71,6 +74,8 @@ class Study:
         cost_models: names or cost models, one per metric group.
         weight_format: storage format of quantised weights.
         fusion: operators that run fused beside the named forms, see :class:`dse.problem.Problem`.
+        quality: quality profile of the model, as a file or read already; a mapping role -> profile where there are
+            several models. With one, the cost model "surrogate" takes the place of "prior" unless others are named.
         trials: designs that a run evaluates unless it is told otherwise.
         seed: seed of everything random.
         ask_size: designs asked for at a time.
@@ -93,9 +98,10 @@ class Study:
         objectives: str | Sequence[str],
         constraints: str | Sequence[str] = (),
         proposers: str | Proposer | Sequence[str | Proposer] = "auto",
-        cost_models: str | Sequence[str | CostModel] = DEFAULT_COST_MODELS,
+        cost_models: str | Sequence[str | CostModel] | None = None,
         weight_format: WeightFormat | None = None,
         fusion: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+        quality: str | Path | QualityProfile | Mapping[str, str | Path | QualityProfile] | None = None,
         trials: int = 1000,
         seed: int = 0,
         ask_size: int = 64,
@@ -114,10 +120,14 @@ class Study:
             hardware=hardware if isinstance(hardware, Accelerator | Device) else read_hardware(hardware),
             weight_format=weight_format or WeightFormat(),
             fusion=fusion or {},
+            quality=_profiles(quality),
         )
         self.space = space
         self.bound_space = space.bind(self.problem)
-        self.cost_models = (cost_models,) if isinstance(cost_models, str) else tuple(cost_models)
+        named = cost_models or (PROFILED_COST_MODELS if TARGET in self.problem.quality else DEFAULT_COST_MODELS)
+        self.cost_models = (named,) if isinstance(named, str) else tuple(named)
+        if TARGET in self.problem.quality:
+            check_coverage(self.problem.quality[TARGET], self.bound_space)
         self.goal = Goal.parse(objectives, constraints, self.evaluation.metrics)
         listed = [proposers] if isinstance(proposers, str) or not isinstance(proposers, Sequence) else list(proposers)
         self.proposers = catalogue.together([catalogue.proposer(p) if isinstance(p, str) else p for p in listed])
@@ -331,6 +341,13 @@ class Study:
 def database(db: str | Path | None) -> str:
     """Return the database to use: the given one, else DSE_DB, else "mfm-dse.db" in the current folder."""
     return str(db or os.environ.get(DB_VARIABLE) or DEFAULT_URL)
+
+
+def _profiles(
+    quality: str | Path | QualityProfile | Mapping[str, str | Path | QualityProfile] | None,
+) -> dict[str, QualityProfile]:
+    by_role = quality if isinstance(quality, Mapping) else {} if quality is None else {TARGET: quality}
+    return {role: p if isinstance(p, QualityProfile) else read_profile(p) for role, p in by_role.items()}
 
 
 def _check_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import dse
 from dse import Study, catalogue
 from dse.canonical import content_hash
-from dse.cli.main import _COMMANDS
+from dse.cli.main import _COMMANDS, run
 from dse.metrics import MetricBatch
-from dse.testing.conformance import check_cost_model
+from dse.testing.conformance import check_cost_model, check_exporter
 from dse.testing.samples import small_problem, small_space
+from dse.whatif import evaluate_design
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -38,6 +40,47 @@ def test_the_cost_model_in_the_docs_passes_the_kit():
     found = {"content_hash": content_hash, "MetricBatch": MetricBatch}
     exec(compile(code, "docs/extending.md", "exec"), found)
     check_cost_model(found["Rent"](), small_space(small_problem()))
+
+
+def test_the_exporter_in_the_docs_passes_the_kit():
+    (code,) = blocks("docs/exports.md")
+    found = {}
+    exec(compile(code, "docs/exports.md", "exec"), found)
+    chosen, _ = evaluate_design(small_problem(), {"weight_bits": 4})
+    check_exporter(found["Widths"](), chosen)
+    assert b'"lm_head": 4' in found["Widths"]().export(chosen).files["widths.json"]
+
+
+def test_every_exporter_is_documented():
+    text = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
+    for name in catalogue.listing("exporter"):
+        assert f"| `{name}` |" in text, f"docs/exports.md does not tell of {name}"
+        assert name == "design" or f"### `{name}`" in text
+
+
+def test_from_the_readme_to_a_served_model(tmp_path, monkeypatch, capsys):
+    """The commands of the README as they stand, with fewer designs and a design that the front really has."""
+    (block,) = re.findall(r"```\n(dse new .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    commands = [re.split(r"\s{2,}", line)[0].split()[1:] for line in block.splitlines()]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DSE_DB", str(tmp_path / "readme.db"))
+    number = None
+    for words in commands:
+        if words[0] == "run":
+            words = [*words, "--trials", "48", "--executor", "local"]
+        if words[0] == "front":
+            assert run(words) == 0
+            capsys.readouterr()
+            assert run([*words, "--json"]) == 0
+            number = json.loads(capsys.readouterr().out)["front"][0]["number"]
+            continue
+        words = [str(number) if word == "7" else word for word in words]
+        assert run(words) == 0, words
+    names = {path.name for path in (tmp_path / "deploy").iterdir()}
+    assert names == {"config.json", "recipe.yaml", "vllm-serve.sh", "vllm.yaml"}
+    config = json.loads((tmp_path / "deploy" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert (config["mfm_dse"]["study"], config["mfm_dse"]["number"]) == ("documents", number)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)

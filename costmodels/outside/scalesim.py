@@ -95,12 +95,29 @@ def input_files(
         dataflow: "os", "ws" or "is".
         kilobytes: on-chip memory of A, B and the results, in units of 1024 bytes.
     """
+    return tables({"product": size}, array, dataflow, kilobytes) | {DRIVER: _DRIVER}
+
+
+def tables(
+    products: Mapping[str, tuple[int, int, int]],
+    array: tuple[int, int],
+    dataflow: str,
+    kilobytes: tuple[int, int, int],
+) -> dict[str, str]:
+    """Return configuration, products and layout, file name -> text; ``products`` are m, n, k by a name of one word."""
+    sizes = "".join(f"{name},{m},{n},{k},\n" for name, (m, n, k) in products.items())
+    layouts = "".join(f"{name}{20 * ',1'}\n" for name in products)
     return {
         "run.cfg": _CONFIG.format(rows=array[0], cols=array[1], dataflow=dataflow, kilobytes=kilobytes),
-        "gemm.csv": "Layer,M,N,K,\nproduct,{},{},{},\n".format(*size),
-        "layout.csv": "Layer" + 20 * ",value" + "\nproduct" + 20 * ",1" + "\n",
-        DRIVER: _DRIVER,
+        "gemm.csv": f"Layer,M,N,K,\n{sizes}",
+        "layout.csv": f"Layer{20 * ',value'}\n{layouts}",
     }
+
+
+def third_of_sram(layers: Layers) -> tuple[int, int, int]:
+    """Return the on-chip memory that each operand gets: a third, in units of 1024 bytes."""
+    third = max(1, int(layers.sram_bytes / 3 / 1024))
+    return third, third, third
 
 
 def run(
@@ -170,12 +187,12 @@ class ScaleSim:
         heaviest = layers.heaviest(phase, top)
         found = find_python(NEEDS, python)
         array = (layers.rows, layers.cols)
-        third = max(1, int(layers.sram_bytes / 3 / 1024))
+        kilobytes = third_of_sram(layers)
         products, known = [], {}
         for layer in heaviest:
             size = cut(layer.size, array, layers.dataflow, limit_s * SHARE_OF_LIMIT)
             if size not in known:  # products that differ in widths alone are one to it
-                known[size] = run(found, size, array, layers.dataflow, (third, third, third), limit_s + IMPORT_S)
+                known[size] = run(found, size, array, layers.dataflow, kilobytes, limit_s + IMPORT_S)
             figures, error = known[size]
             ours = layers.ours(layer.resized(size))
             products.append(
@@ -189,6 +206,14 @@ class ScaleSim:
 
 
 def _not_expressible(layers: Layers, products: list[CheckedProduct]) -> list[str]:
+    said = not_expressible(layers)
+    if any(p.size != p.checked for p in products):
+        said.append("time: products that would take it too long are cut, by whole folds first, for both sides alike")
+    return said
+
+
+def not_expressible(layers: Layers) -> list[str]:
+    """Return what of a design the tool has no word for."""
     said = [
         "operand widths: a word is one byte to it, its cycles are those of one multiply-accumulate per element",
         "one shared on-chip memory: it gets a third, in whole kB, for each operand; cycles do not depend on it",
@@ -196,6 +221,4 @@ def _not_expressible(layers: Layers, products: list[CheckedProduct]) -> list[str
     ]
     if layers.n_cores > 1:
         said.append(f"{layers.n_cores} cores: it has one array, and ours is costed on one here")
-    if any(p.size != p.checked for p in products):
-        said.append("time: products that would take it too long are cut, by whole folds first, for both sides alike")
     return said

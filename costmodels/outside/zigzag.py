@@ -18,6 +18,7 @@ Traps: it imports ``six`` without declaring it; it takes accelerator and mapping
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from costmodels.outside.layers import Layer, Layers
@@ -137,33 +138,30 @@ def _port(name: str, kind: str, least: int, most: int, allocation: list[str]) ->
     return {"name": name, "type": kind, "bandwidth_min": least, "bandwidth_max": most, "allocation": allocation}
 
 
-def mapping(layers: Layers, layer: Layer) -> list[Any]:
-    """Return which loops the array unrolls: as many steps as it has elements, or as the product has."""
+def mapping(layers: Layers, layer: Layer, name: str = "default") -> dict[str, Any]:
+    """Return which loops the array unrolls for a layer: as many steps as it has elements, or as the product has."""
     along_rows, along_cols, _ = _UNROLLED[layers.dataflow]
     sides = {"D1": (along_rows, layers.rows), "D2": (along_cols, layers.cols)}
-    return [
-        {
-            "name": "default",
-            "spatial_mapping": {d: [f"{loop}, {min(n, layer.size[_INDEX[loop]])}"] for d, (loop, n) in sides.items()},
-            "memory_operand_links": {"O": "O", "W": "I2", "I": "I1"},
-        }
-    ]
+    return {
+        "name": name,
+        "spatial_mapping": {d: [f"{loop}, {min(n, layer.size[_INDEX[loop]])}"] for d, (loop, n) in sides.items()},
+        "memory_operand_links": {"O": "O", "W": "I2", "I": "I1"},
+    }
 
 
-def workload(layer: Layer) -> list[Any]:
-    """Return the product as a layer."""
+def workload(layer: Layer, number: int = 0, name: str = "") -> dict[str, Any]:
+    """Return the product as a layer; a layer that reads its own number takes its operands from outside."""
     a_bits, b_bits = layer.bits
-    return [
-        {
-            "id": 0,
-            "operator_type": "Gemm",
-            "equation": "O[b][k]+=I[b][c]*W[c][k]",
-            "loop_dims": ["B", "K", "C"],
-            "loop_sizes": list(layer.size),
-            "operand_precision": {"I": _bits(a_bits), "W": _bits(b_bits), "O": SUM_BITS, "O_final": PLAIN_BITS},
-            "operand_source": {"I": 0, "W": 0},
-        }
-    ]
+    return {
+        "id": number,
+        **({"name": name} if name else {}),
+        "operator_type": "Gemm",
+        "equation": "O[b][k]+=I[b][c]*W[c][k]",
+        "loop_dims": ["B", "K", "C"],
+        "loop_sizes": list(layer.size),
+        "operand_precision": {"I": _bits(a_bits), "W": _bits(b_bits), "O": SUM_BITS, "O_final": PLAIN_BITS},
+        "operand_source": {"I": number, "W": number},
+    }
 
 
 def _bits(width: float) -> int:
@@ -174,8 +172,8 @@ def input_files(layers: Layers, layer: Layer) -> dict[str, str]:
     """Return the files of one run, name -> text; JSON is YAML."""
     documents = {
         "accelerator.yaml": accelerator(layers, layer),
-        "mapping.yaml": mapping(layers, layer),
-        "workload.yaml": workload(layer),
+        "mapping.yaml": [mapping(layers, layer)],
+        "workload.yaml": [workload(layer)],
     }
     return {name: json.dumps(d, indent=1) + "\n" for name, d in documents.items()} | {DRIVER: _DRIVER}
 
@@ -201,11 +199,12 @@ class ZigZag:
                 )
             )  # fmt: skip
         return CrossCheck(
-            f"ZigZag {NEEDS.version}", phase, "latency_cycles", products, _not_expressible(layers, heaviest)
+            f"ZigZag {NEEDS.version}", phase, "latency_cycles", products, not_expressible(layers, heaviest)
         )
 
 
-def _not_expressible(layers: Layers, heaviest: list[Layer]) -> list[str]:
+def not_expressible(layers: Layers, heaviest: Sequence[Layer]) -> list[str]:
+    """Return what of a design and its products the tool has no word for."""
     said = [
         "tiles and loop order of the design: it searches its own",
         "scales and zero points of narrow weights: it moves the bare bits",

@@ -14,7 +14,7 @@ from dashboard.figures.theme import BLUE, GREYS, SHADES, axis, dressed, titled
 # What a browser still draws at once without a wait; beyond, points give way to a density.
 POINTS_DRAWN: Final = 20_000
 _BINS: Final = (120, 80)
-_PIXELS: Final = (420, 260)
+_SPOTS: Final = (220, 140)  # a point is wider than a spot
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,15 @@ def _points(layer: Layer, axes: Sequence[Axis]) -> go.Scattergl | go.Scatter3d:
 def _density(layer: Layer, axes: Sequence[Axis]) -> go.Heatmap:
     edges = [_edges(column, a, bins) for column, a, bins in zip(layer.columns, axes, _BINS, strict=True)]
     counts, *_ = np.histogram2d(layer.columns[0], layer.columns[1], bins=edges)
-    shown = np.where(counts > 0, np.log10(np.maximum(counts, 1)), np.nan).astype(np.float32)
+    # One byte per cell: 0 where nothing is, else the logarithm of the count.
+    depth = np.log1p(counts) / np.log1p(counts.max())
+    shown = np.where(counts > 0, np.maximum(np.rint(depth * 255), 1), 0).astype(np.uint8)
     return go.Heatmap(
         x=edges[0].astype(np.float32),
         y=edges[1].astype(np.float32),
         z=shown.T,
+        zmin=0,
+        zmax=255,
         colorscale=GREYS,
         showscale=False,
         name=layer.name,
@@ -137,7 +141,7 @@ def thinned(columns: Sequence[np.ndarray], axes: Sequence[Axis]) -> np.ndarray:
         axes: their axes.
     """
     cells = np.zeros(len(columns[0]), dtype=np.int64)
-    for column, a, bins in zip(columns[:2], axes[:2], _PIXELS, strict=True):
+    for column, a, bins in zip(columns[:2], axes[:2], _SPOTS, strict=True):
         edges = _edges(column, a, bins)
         cells = cells * (bins + 1) + np.clip(np.searchsorted(edges, column), 0, bins)
     _, first = np.unique(cells, return_index=True)

@@ -17,7 +17,7 @@ GREY, BLUE, ORANGE, GREEN, PINK, SKY, RED = "#8A8A8A", "#0072B2", "#E69F00", "#0
 COLOURS: Final = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
 SYMBOLS: Final = ("circle", "square", "diamond", "cross", "triangle-up", "star", "x")
 SHADES: Final = "Cividis"
-GREYS: Final = ((0.0, "rgba(138,138,138,0.15)"), (1.0, "rgba(138,138,138,0.85)"))
+GREYS: Final = ((0.0, "rgba(138,138,138,0)"), (1 / 255, "rgba(138,138,138,0.12)"), (1.0, "rgba(138,138,138,0.9)"))
 
 
 def titled(name: str) -> str:

@@ -338,7 +338,10 @@ def _picks(view: View, front: np.ndarray) -> None:
 def _tables(view: View, front: np.ndarray) -> None:
     results = view.results
     names = results.goal.metrics
-    table, lines, broken = st.tabs(["Front as a table", "Parallel axes", "Not feasible"])
+    # Only what is open is drawn: a live page sends it again and again.
+    table, lines, broken = st.tabs(
+        ["Front as a table", "Parallel axes", "Not feasible"], key="below", on_change="rerun", bind="query-params"
+    )
     with table:
         few = (
             front
@@ -367,10 +370,12 @@ def _tables(view: View, front: np.ndarray) -> None:
         if rows:
             _open_or_compare(results, rows, "table")
         prior_note(results, names)
-    with lines:
-        _parallel(results, front)
-    with broken:
-        _reasons(results)
+    if lines.open:
+        with lines:
+            _parallel(results, front)
+    if broken.open:
+        with broken:
+            _reasons(results)
 
 
 def _parallel(results: Results, front: np.ndarray) -> None:

@@ -4,6 +4,7 @@
     running.py   run, pause, resume, stop
     looking.py   studies, front, show, evaluate, export, dashboard
     calibrating.py  calibrate
+    profiling.py  profile
     catalogs.py  models, model, hardware, knobs, doctor
     output.py    one JSON document on stdout, or text for people
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dse.cli.output import db_option, emit, json_option, read_size
+from dse.cli.asking import design_options, problem_of, settings_of
+from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
+from dse.text import printable
 
 if TYPE_CHECKING:
     from dse.protocols import Breakdown
@@ -125,49 +127,29 @@ def _verdict(record: dict[str, Any]) -> str:
 
 
 @click.command(
-    epilog="Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8"
+    epilog="""\b
+Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8
+         dse evaluate medical-vqa-edge-17.json"""
 )
-@click.option("--model", required=True, help="Catalogue name, or path of a config.json.")
-@click.option("--hardware", required=True, help="Catalogue name, or path of a TOML file.")
-@click.option("--set", "settings", multiple=True, metavar="KNOB=VALUE", help="A knob's value; repeatable.")
-@click.option("--prompt-tokens", type=int, default=128, show_default=True)
-@click.option("--output-tokens", type=int, default=128, show_default=True)
-@click.option("--images", type=int, help="Images per request.  [default: 1 if the model takes images]")
-@click.option("--image-px", default="1024x1024", show_default=True, metavar="WxH", help="Size of an image in pixels.")
-@click.option("--audio-s", type=float, help="Seconds of audio.  [default: 30 if the model takes audio]")
-@click.option("--batch", type=int, default=1, show_default=True, help="Requests that run together.")
+@click.argument("file", type=click.Path(), required=False)
+@design_options
 @json_option
-def evaluate(
-    model: str,
-    hardware: str,
-    settings: tuple[str, ...],
-    prompt_tokens: int,
-    output_tokens: int,
-    images: int | None,
-    image_px: str,
-    audio_s: float | None,
-    batch: int,
-    as_json: bool,
-) -> None:
-    """Evaluate one design: what if MODEL ran on HARDWARE with these knobs."""
-    from dse.hardware import read_hardware
-    from dse.model import read_model
-    from dse.problem import TARGET, Problem
+def evaluate(file: str | None, settings: tuple[str, ...], as_json: bool, **asked: Any) -> None:
+    """Evaluate one design: what if MODEL ran on HARDWARE with these knobs, or the design document FILE once more.
+
+    A document's metrics come out as recorded, bit for bit; where they do not, what differs is told (exit code 1).
+    """
+    if file is not None:
+        if asked["model"] or asked["hardware"] or settings:
+            raise UserError("FILE says all about its design", "leave out --model, --hardware and --set")
+        _evaluate_document(file, as_json)
+        return
     from dse.results import metric_records
-    from dse.scenario import Scenario
     from dse.whatif import evaluate_design
 
-    read = read_model(model)
-    scenario = Scenario(
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        images=int(read.image_rule is not None) if images is None else images,
-        image_px=read_size(image_px),
-        audio_s=(30.0 if read.audio_rule is not None else 0.0) if audio_s is None else audio_s,
-        batch=batch,
-    )
-    problem = Problem({TARGET: read}, scenario, read_hardware(hardware))
-    chosen, parts = evaluate_design(problem, _settings(settings))
+    problem = problem_of(**asked)
+    read, scenario = problem.target, problem.scenario
+    chosen, parts = evaluate_design(problem, settings_of(settings))
     reason = chosen.metrics.reason(0)
     if as_json:
         emit(
@@ -183,14 +165,31 @@ def evaluate(
         _print_breakdown(parts if not reason else [])
 
 
-def _settings(settings: tuple[str, ...]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise UserError(f"--set {text!r} is not KNOB=VALUE", "e.g. --set weight_bits=4 or --set decoder/k_bits=8")
-        values[name.strip()] = value.strip()
-    return values
+def _evaluate_document(file: str, as_json: bool) -> None:
+    from dse.export.design_file import evaluated, read_design
+    from dse.results import metric_records
+
+    read = read_design(file)
+    chosen, parts, differences = evaluated(read)
+    reason = chosen.metrics.reason(0)
+    if as_json:
+        emit(
+            {
+                "file": file, "study": chosen.study, "number": chosen.number, "hash": chosen.design.hashes[0].hex(),
+                "is_edited": read.is_edited, "is_reproduced": not differences, "differences": differences,
+                "reason": reason, "metrics": metric_records(chosen.metrics, 0), "breakdown": _breakdown_records(parts),
+            }
+        )  # fmt: skip
+    else:
+        origin = f"design {chosen.number} of study {chosen.study!r}" if chosen.study else "a design outside any study"
+        click.echo(printable(f"{origin}: {reason or 'it runs'}"))
+        _print_metrics(chosen.metrics)
+        _print_breakdown(parts if not reason else [])
+        click.echo("" if differences else "\nall metrics are those of the document, bit for bit")
+    for line in [] if as_json else differences:
+        click.echo(printable(line), err=True)
+    if differences and not read.is_edited:
+        raise click.exceptions.Exit(1)
 
 
 def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:

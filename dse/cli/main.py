@@ -15,6 +15,7 @@ from dse.errors import DseError, did_you_mean
 
 # command -> module that has it under the same name
 _COMMANDS: Final = {
+    "new": "dse.cli.starting",
     "run": "dse.cli.running",
     "submit": "dse.cli.running",
     "pause": "dse.cli.running",
@@ -24,8 +25,10 @@ _COMMANDS: Final = {
     "front": "dse.cli.looking",
     "show": "dse.cli.looking",
     "evaluate": "dse.cli.looking",
+    "fuse": "dse.cli.fusing",
     "plot": "dse.cli.plotting",
     "export": "dse.cli.exchanging",
+    "formats": "dse.cli.exchanging",
     "import": "dse.cli.exchanging",
     "crosscheck": "dse.cli.crosscheck",
     "trace": "dse.cli.tracing",
@@ -34,10 +37,13 @@ _COMMANDS: Final = {
     "model": "dse.cli.catalogs",
     "hardware": "dse.cli.catalogs",
     "calibrate": "dse.cli.calibrating",
+    "allocate": "dse.cli.allocating",
+    "profile": "dse.cli.profiling",
     "knobs": "dse.cli.catalogs",
     "db": "dse.cli.upkeep",
     "llm": "dse.cli.llm",
     "doctor": "dse.cli.catalogs",
+    "completion": "dse.cli.starting",
 }
 
 # command -> function, where the name is a word of the language

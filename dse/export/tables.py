@@ -1,13 +1,12 @@
-"""All designs of a study as one table: CSV for spreadsheets, Parquet for data frames."""
+"""Designs of a study as one table: CSV for spreadsheets, Parquet for data frames."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dse.errors import UserError
+from dse.export.files import write_whole
 from dse.results import Results
 
 if TYPE_CHECKING:
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_table(results: Results, path: Path, kind: str, *, overwrite: bool = False) -> int:
-    """Write all designs, whole or not at all, and return how many.
+def write_table(results: Results, path: Path, kind: str, *, front_only: bool = False, overwrite: bool = False) -> int:
+    """Write all designs, or those of the front, whole or not at all, and return how many.
 
     A spreadsheet reads a cell that begins with =, +, - or @ as a formula: in CSV such text gets an apostrophe in front.
     Numbers are written as they are, in full precision.
@@ -26,30 +25,26 @@ def write_table(results: Results, path: Path, kind: str, *, overwrite: bool = Fa
         results: of the study.
         path: the file.
         kind: "csv" or "parquet".
+        front_only: leave out what is not on the front.
         overwrite: replace a file that exists.
 
     Raises:
         UserError: the file exists, cannot be written, or Parquet has nobody to write it.
     """
-    if path.exists() and not overwrite:
-        raise UserError(f"{str(path)!r} exists", "--overwrite replaces it")
-    if not path.parent.is_dir():
-        raise UserError(f"the folder {str(path.parent)!r} does not exist", "create it first")
     frame = results.table()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".export-")
-    os.close(handle)
-    try:
+    if front_only:
+        frame = frame.loc[results.front().numbers]
+
+    def write(temporary: Path) -> None:
         if kind == "csv":
             _defused(frame).to_csv(temporary)
         else:
             frame.to_parquet(temporary)
-        Path(temporary).replace(path)
+
+    try:
+        write_whole(path, write, overwrite=overwrite)
     except ImportError:
         raise UserError("Parquet needs pyarrow, which is not installed", "pip install 'mfm-dse[dashboard]'") from None
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be written: {error.strerror}") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return len(frame)
 
 

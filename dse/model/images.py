@@ -47,6 +47,14 @@ def check_size(height_px: int, width_px: int) -> None:
             raise UserError(f"image {name}={side!r} is not a whole number from 1 to {MAX_SIDE_PX}")
 
 
+def resized(height: int, width: int, side: float) -> tuple[int, int]:
+    """Return (height, width) of an image scaled so that its longer side is ``side`` pixels; 0 leaves it alone."""
+    if not side:
+        return height, width
+    scale = side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 @dataclass(frozen=True, slots=True)
 class FixedGrid:
     """Every image is resized to one square: LLaVA-1.5, PaliGemma, Gemma-3.

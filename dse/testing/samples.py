@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
+
+import numpy as np
 
 from dse.hardware import read_hardware
 from dse.model import Model
 from dse.params import Choice, Float
 from dse.problem import TARGET, Problem
+from dse.profile import (
+    Configuration,
+    Figures,
+    Measurement,
+    ProfileHeader,
+    QualityProfile,
+    TaskMetric,
+    profiled_modules,
+)
 from dse.scenario import Scenario
 from dse.space import BoundSpace, Space
 
@@ -102,3 +114,44 @@ def _fields(problem: Problem) -> set[str]:
     from dse.schema import Schema
 
     return set(Schema(problem).fields)
+
+
+def small_profile(model: Model, seed: int = 0, *, with_configurations: bool = True) -> QualityProfile:
+    """Return a made-up quality profile of a model, for tests: losses that are sums of seeded sensitivities.
+
+    Args:
+        model: the model.
+        seed: of the sensitivities.
+        with_configurations: whether 20 real configurations are in it, 10 % off their sums.
+    """
+    rng = np.random.default_rng(seed)
+    modules = profiled_modules(model)
+    provenance = {"software": "made up", "data": "none", "quantiser": {"granularity": "group", "group_size": 128}}
+    metric = TaskMetric("exact_match", 0.9, base_se=0.01, is_binary=True)
+    header = ProfileHeader(
+        model.name, "measured", modules, 1000, seed, provenance, metric, math.log(model.vocab_size)
+    )  # fmt: skip
+    owned = [m.path for m in modules if not m.tied_to]
+    blocks = list(dict.fromkeys((m.component, m.block) for m in modules if m.block >= 0))
+    at_2 = dict(zip(owned, rng.lognormal(-4.5, 1.0, len(owned)), strict=True))
+    kept = {f"{c}/{b}": float(x) for (c, b), x in zip(blocks, rng.lognormal(-2.0, 0.7, len(blocks)), strict=True)}
+
+    def loss(knob: str, group: str, value: float) -> float:
+        return at_2[group] * 4.5 ** (2 - value) if knob == "weight_bits" else kept[group] * (1 - value) ** 1.7
+
+    def figures(kl: float) -> Figures:
+        right = 0.9 * math.exp(-0.5 * kl)
+        return Figures(kl, 0.1 * kl, right, math.sqrt(right * (1 - right) / 1000), 1000)
+
+    rows = [Measurement(g, "weight_bits", b, figures(loss("weight_bits", g, b))) for g in owned for b in (2, 3, 4, 8)]
+    rows += [Measurement(g, "ffn_keep", k, figures(loss("ffn_keep", g, k))) for g in kept for k in (0.5, 0.75)]
+    found = []
+    for _ in range(20 if with_configurations else 0):
+        bits = {g: int(rng.choice([2, 3, 4, 8, 16])) for g in owned}
+        keep = {g: float(rng.choice([0.5, 0.75, 1.0])) for g in kept}
+        total = sum(loss("weight_bits", g, b) for g, b in bits.items() if b < 16)
+        total += sum(loss("ffn_keep", g, k) for g, k in keep.items())
+        found.append(
+            Configuration({"weight_bits": bits, "ffn_keep": keep}, figures(total * float(rng.lognormal(0, 0.1))))
+        )
+    return QualityProfile(header, tuple(rows), tuple(found), "made-up profile")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -15,12 +16,15 @@ from costmodels.best_fusion import candidates, cheapest
 from costmodels.fusion import FORM_NAMES, Partitioner, form_edges, leaf_of
 from costmodels.groups import TILE_ROWS
 from costmodels.totals import ACTIVATION_BYTES, WEIGHT_BYTES
-from dse import Choice, Space, catalogue
+from dse import Choice, Scenario, Space, catalogue
+from dse.cli.main import run as dse
 from dse.errors import UserError
+from dse.hardware import read_hardware
 from dse.metrics import Status
 from dse.model import Graph, Op, OpKind, read_model
 from dse.problem import Problem
 from dse.testing.samples import small_problem
+from dse.whatif import design_of
 
 ROWS = 41
 
@@ -328,3 +332,34 @@ def test_more_memory_never_makes_the_best_partition_worse():
     ]
     assert found == sorted(found, reverse=True)
     assert found[-1] < found[0]
+
+
+def test_the_command_line_prints_what_a_study_takes(capsys):
+    """The partition of each kind of block, what it saves and holds; a problem that takes it saves as much."""
+    arguments = ["fuse", "--model", "smolvlm-256m", "--hardware", "npu-template", "--sram", "4 MiB", "--images", "0"]
+    arguments += ["--prompt-tokens", "64", "--output-tokens", "8", "--json"]
+    assert dse(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {b["phase"] for b in found["blocks"]} == {"prefill", "decode"}
+    saved = 0.0
+    for block in found["blocks"]:
+        assert block["dram_bytes"] < block["unfused_dram_bytes"]
+        assert 0 < block["held_bytes"] <= 2**22
+        passes = 7 if block["phase"] == "decode" else 1
+        saved += passes * len(block["blocks"]) * (block["unfused_dram_bytes"] - block["dram_bytes"])
+    plain = Problem(
+        {"target": read_model("smolvlm-256m")},
+        Scenario(prompt_tokens=64, output_tokens=8),
+        read_hardware("npu-template"),
+    )
+    fusion = {name: [tuple(edge) for edge in edges] for name, edges in found["fusion"].items()}
+    before, after = (
+        evaluator_of(p).evaluate(design_of(p, {"sram_bytes": "4 MiB"})).values["dram_bytes"][0]
+        for p in (plain, replace(plain, fusion=fusion))
+    )
+    assert before - after == pytest.approx(saved, rel=1e-9)
+
+
+def test_a_device_has_nothing_to_fuse(capsys):
+    assert dse(["fuse", "--model", "smolvlm-256m", "--hardware", "h200-sxm-141gb"]) != 0
+    assert "is a device" in capsys.readouterr().err

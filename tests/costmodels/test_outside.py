@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import math
-import os
 import sys
 
 import numpy as np
@@ -234,15 +233,9 @@ def test_the_tools_are_in_the_catalogue():
 # ---------------------------------------------------------------------------------------------- the real tools
 
 
-def interpreter(variable):
-    if not os.environ.get(variable):
-        pytest.skip(f"{variable} is not set: docs/crosscheck.md says how to make an environment")
-    return os.environ[variable]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dataflow", FLOWS)
-def test_scalesim_reports_what_the_closed_form_says(dataflow):
+def test_scalesim_reports_what_the_closed_form_says(dataflow, interpreter):
     python = find_python(scalesim.NEEDS, interpreter("DSE_SCALESIM_PYTHON"))
     for size, array, kilobytes in [
         ((1, 300, 70), (16, 32), (1, 1, 1)),
@@ -270,7 +263,7 @@ def real_problem():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_scalesim_agrees_on_a_designs_heaviest_products(phase):
+def test_scalesim_agrees_on_a_designs_heaviest_products(phase, interpreter):
     python = interpreter("DSE_SCALESIM_PYTHON")
     chosen = design(real_problem(), dataflow="ws", weight_bits="4", act_bits="8")
     found = scalesim.ScaleSim().check(chosen, phase, 2, python, 20.0)
@@ -280,7 +273,7 @@ def test_scalesim_agrees_on_a_designs_heaviest_products(phase):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dataflow", FLOWS)
-def test_zigzag_takes_our_description_and_agrees_on_decoding(dataflow):
+def test_zigzag_takes_our_description_and_agrees_on_decoding(dataflow, interpreter):
     """A decode pass is bound by DRAM, whatever the mapping: the weights' bits over the bandwidth, on both sides.
 
     Ours also reads scales, 16 bits for every group of 128 weights, hence the allowance.
@@ -296,7 +289,7 @@ def test_zigzag_takes_our_description_and_agrees_on_decoding(dataflow):
 
 
 @pytest.mark.slow
-def test_zigzag_says_why_it_cannot():
+def test_zigzag_says_why_it_cannot(interpreter):
     """A description that its validators refuse ends the driver, not us."""
     python = find_python(zigzag.NEEDS, interpreter("DSE_ZIGZAG_PYTHON"))
     layers = Layers(design())

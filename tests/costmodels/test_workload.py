@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodels.products import B_BYTES, COUNT, K, M, N
-from costmodels.workload import Workload, mean_chunk, mean_span, resized
+from costmodels.workload import Workload, mean_chunk, mean_span
 from dse.designs import DesignBatch
 from dse.hardware import read_hardware
 from dse.model import model_names, read_model
+from dse.model.images import resized
 from dse.params import Choice
 from dse.problem import Problem, WeightFormat
 from dse.scenario import Scenario

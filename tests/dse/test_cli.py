@@ -85,7 +85,7 @@ def test_the_top_lists_every_command(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fornt"], "Did you mean 'front'?"),
+        (["fornt"], "Did you mean 'front' or 'formats'?"),
         (["xyz"], "'dse --help' lists all"),
         (["run"], "Missing argument 'FILE'"),
         (["front", "s", "--jsn"], "--json"),

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodels.machine import (
+    ARRAY_S,
     BEGIN,
     BUSY,
     END,
@@ -25,6 +26,7 @@ from costmodels.machine import (
     READ_WAIT_S,
     RESOURCE,
     SPARE,
+    VECTOR_S,
     WRITE_BYTES,
     WRITE_WAIT_S,
     Log,
@@ -246,8 +248,8 @@ def test_a_trace_shows_what_the_sums_say(phase, row):
     for spans in (sorted(by_thread[0] + by_thread[1]), by_thread[2], by_thread[3]):
         assert all(b[0] >= a[1] - 1e-9 * about["seconds"] * 1e6 for a, b in itertools.pairwise(spans))
     busy = {i: sum(end - begin for begin, end in spans) / 1e6 for i, spans in by_thread.items()}
-    assert busy[2] == pytest.approx(float(run.busy_s(products=True)[0]), rel=1e-6)
-    assert busy[3] == pytest.approx(float(run.busy_s(products=False)[0]), rel=1e-6)
+    assert busy[2] == pytest.approx(float(run.total(1 + ARRAY_S)[0]), rel=1e-6)
+    assert busy[3] == pytest.approx(float(run.total(1 + VECTOR_S)[0]), rel=1e-6)
     moved = {i: sum(e["args"]["bytes"] for e in events if e["tid"] == i) for i in (0, 1)}
     assert moved[0] == pytest.approx(float(run.total(1 + READ_BYTES)[0]), rel=1e-6)
     assert moved[1] == pytest.approx(float(run.total(1 + WRITE_BYTES)[0]), rel=1e-6)

@@ -1,0 +1,143 @@
+"""Files for SCALE-Sim, ZigZag and AccelForge: what they say of the products, and real runs of the first two."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+import yaml
+
+from costmodels.outside import scalesim, zigzag
+from costmodels.outside.exports import named_products
+from costmodels.outside.layers import Layers
+from costmodels.outside.process import DRIVER, find_python, run_driver
+from dse import catalogue
+from dse.testing.samples import small_problem
+from dse.whatif import evaluate_design
+
+FLOWS = ["os", "ws", "is"]
+
+
+def exported(name, **values):
+    chosen, _ = evaluate_design(small_problem(), {"weight_bits": 4, "act_bits": 8, **values})
+    layers = Layers(chosen)
+    return catalogue.exporter(name).export(chosen), layers, named_products(layers)
+
+
+def texts(export):
+    return {name: content.decode() for name, content in export.files.items()}
+
+
+def test_products_are_all_of_the_request():
+    export, _, products = exported("scalesim")
+    rows = list(csv.DictReader(io.StringIO(texts(export)["products.csv"])))
+    assert {(r["name"], int(r["m"]), int(r["n"]), int(r["k"])) for r in rows} == {
+        (name, *layer.size) for name, layer in products.items()
+    }
+    assert {r["name"].partition("_")[0] for r in rows} == {"encode", "prefill", "decode"}
+    assert all(float(r["count"]) > 0 for r in rows)
+
+
+class Tagged(yaml.SafeLoader):
+    """Reads ``!Memory {...}`` as a mapping with its tag."""
+
+
+Tagged.add_multi_constructor("!", lambda loader, tag, node: {"!": tag, **loader.construct_mapping(node, deep=True)})
+
+
+@pytest.mark.parametrize("dataflow", FLOWS)
+def test_accelforge_describes_the_array(dataflow):
+    """By the fields of its published examples; AccelForge itself needs Python 3.12 and was not run."""
+    export, layers, products = exported("accelforge", dataflow=dataflow, pe_rows=16, pe_cols=32)
+    files, n = texts(export), 0
+    for name in [n for n in files if n.endswith("arch.yaml")]:
+        nodes = yaml.load(files[name], Tagged)["arch"]["nodes"]
+        assert [x["!"] for x in nodes] == ["Memory", "Memory", "Container", "Memory", "Compute"]
+        assert [s["fanout"] for s in nodes[2]["spatial"]] == [16, 32]
+        stays = {"os": "output", "ws": "weight", "is": "input"}[dataflow]
+        assert nodes[3]["tensors"]["keep"] == stays
+        assert {stays, *(s["reuse"] for s in nodes[2]["spatial"])} == {"input", "weight", "output"}
+        dram = {a["name"]: a for a in nodes[0]["actions"]}
+        assert dram["read"]["throughput"] == 8 * layers.dram_bytes_per_s
+        assert 0 < dram["read"]["energy"] < 1e-9
+        assert nodes[1]["size"] == 8 * layers.sram_bytes
+        assert nodes[4]["actions"][0]["throughput"] == layers.freq_hz
+        workload = yaml.safe_load(files[name.replace("arch", "workload")])["workload"]
+        shape = {k: int(v.rpartition("< ")[2]) for k, v in workload["iteration_space_shape"].items()}
+        for i, einsum in enumerate(workload["einsums"]):
+            assert [a["projection"] for a in einsum["tensor_accesses"]] == [
+                [f"m{i}", f"k{i}"], [f"k{i}", f"n{i}"], [f"m{i}", f"n{i}"],
+            ]  # fmt: skip
+            n += shape[f"m{i}"] * shape[f"n{i}"] * shape[f"k{i}"]
+    assert n == sum(math.prod(layer.size) for layer in products.values())
+
+
+SCALESIM = """
+import json
+from scalesim.scale_sim import scalesim
+
+tool = scalesim(save_disk_space=True, verbose=False, config="run.cfg", topology="gemm.csv", layout="layout.csv",
+                input_type_gemm=True)
+tool.run_scale(top_path=".")
+names = [line.split(",")[0] for line in open("gemm.csv").read().splitlines()[1:]]
+found = {}
+for name, layer in zip(names, tool.runner.single_layer_sim_object_list):
+    found[name] = int(layer.get_compute_report_items()[1])
+with open("result.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataflow", FLOWS)
+def test_scalesim_counts_our_cycles_on_every_product(dataflow, interpreter):
+    """The exported files as they are, all products in one run: its cycles are those of our serial mode, exactly."""
+    python = find_python(scalesim.NEEDS, interpreter("DSE_SCALESIM_PYTHON"))
+    export, layers, products = exported("scalesim", dataflow=dataflow, pe_rows=16, pe_cols=8)
+    found, error = run_driver(python, texts(export) | {DRIVER: SCALESIM}, 280.0)
+    assert not error
+    assert found == {name: layers.ours(layer)["scalesim_cycles"] for name, layer in products.items()}
+
+
+ZIGZAG = """
+import json
+from zigzag.parser.accelerator_validator import AcceleratorValidator
+from zigzag.parser.mapping_validator import MappingValidator
+from zigzag.parser.workload_validator import WorkloadValidator
+from zigzag.utils import open_yaml
+
+found = {}
+for name in FOLDERS:
+    for validator, file in ((AcceleratorValidator, "accelerator"), (MappingValidator, "mapping"),
+                            (WorkloadValidator, "workload")):
+        found[name + file] = bool(validator(open_yaml(name + file + ".yaml")).validate())
+with open("result.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataflow", FLOWS)
+def test_zigzag_validates_every_file(dataflow, interpreter):
+    python = find_python(zigzag.NEEDS, interpreter("DSE_ZIGZAG_PYTHON"))
+    export, _, _ = exported("zigzag", dataflow=dataflow)
+    files = {name.replace("/", "-"): text for name, text in texts(export).items()}
+    folders = sorted({name.rpartition("-")[0] + "-" for name in files if name.endswith(".yaml")})
+    found, error = run_driver(python, files | {DRIVER: f"FOLDERS = {json.dumps(folders)}\n{ZIGZAG}"}, 120.0)
+    assert not error
+    assert len(found) == 3 * len(folders)
+    assert all(found.values())
+
+
+def test_zigzag_workload_holds_widths_and_sizes():
+    export, _, products = exported("zigzag")
+    seen = {}
+    for name, text in texts(export).items():
+        if name.endswith("workload.yaml"):
+            for layer in yaml.safe_load(text):
+                precision = layer["operand_precision"]
+                seen[layer["name"]] = (tuple(layer["loop_sizes"]), (precision["I"], precision["W"]))
+    assert seen == {name: (layer.size, tuple(round(b) for b in layer.bits)) for name, layer in products.items()}

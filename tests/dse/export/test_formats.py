@@ -1,0 +1,354 @@
+"""vLLM, pruned widths, reports, hostile names in every exporter, and the command line."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from dse import catalogue
+from dse.cli.main import run
+from dse.errors import DseError, UserError
+from dse.export import write_files
+from dse.export.vllm import Vllm
+from dse.model import Model
+from dse.problem import Problem
+from dse.scenario import Scenario
+from dse.testing.samples import small_problem, small_space
+from dse.whatif import evaluate_design
+
+EXPORTERS = sorted(catalogue.listing("exporter"))
+
+
+# ------------------------------------------------------------------------------------------------------------ vLLM
+
+
+def options(exported):
+    words = shlex.split(exported.files["vllm-serve.sh"].decode().replace("\\\n", " "), comments=True)
+    found = {}
+    for word in words[3:]:
+        if word.startswith("--"):
+            key = word.removeprefix("--")
+            found[key] = True
+        else:
+            found[key] = word
+    return words[:3], found
+
+
+def test_vllm_says_parallelism_batch_and_cache(plain_design):
+    values = {
+        "n_devices": 8,
+        "tensor_parallel": 2,
+        "pipeline_parallel": 2,
+        "batch": 10,
+        "kv_bits": 8,
+        "max_context": 4096,
+    }
+    exported = Vllm().export(plain_design("qwen2.5-coder-7b", values))
+    head, found = options(exported)
+    assert head == ["vllm", "serve", "qwen2.5-coder-7b"]
+    assert found == {
+        "tensor-parallel-size": "2", "pipeline-parallel-size": "2", "data-parallel-size": "2", "max-num-seqs": "5",
+        "max-model-len": "4096", "kv-cache-dtype": "fp8",
+    }  # fmt: skip
+    assert exported.not_expressible == []
+    config = yaml.safe_load(exported.files["vllm.yaml"])
+    assert {k: str(v) for k, v in config.items() if k != "model"} == found
+
+
+def test_vllm_spreads_experts_over_all_or_none(plain_design):
+    for expert, flag, said in ((4, True, False), (2, False, True), (1, False, False)):
+        values = {"n_devices": 4, "tensor_parallel": 4, "expert_parallel": expert}
+        exported = Vllm().export(plain_design("mixtral-8x7b", values))
+        assert ("enable-expert-parallel" in options(exported)[1]) is flag
+        assert any("expert_parallel=2" in s for s in exported.not_expressible) is said
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1024, 768), (1920, 1080), (333, 777), (224, 224)])
+@pytest.mark.parametrize("side", [112, 336, 448, 672, 1024, 1600])
+def test_vllm_pixel_bounds_give_the_designs_image(plain_design, size, side):
+    """The processor's own rule, under the exported bounds, makes of the request's image what the design asks for."""
+    base = plain_design("qwen2.5-vl-3b", {"image_px": side})
+    problem = Problem(base.problem.models, Scenario(images=2, image_px=size), base.problem.hardware)
+    chosen = type(base)("s", 0, problem, base.design, {}, base.metrics)
+    exported = Vllm().export(chosen)
+    found = options(exported)[1]
+    assert json.loads(found["limit-mm-per-prompt"]) == {"image": 2}
+    rule = problem.target.image_rule
+    scale = side / max(size)
+    wanted = rule.layout(round(size[1] * scale), round(size[0] * scale))
+    if side == max(size):
+        assert "mm-processor-kwargs" not in found
+        return
+    bounds = json.loads(found["mm-processor-kwargs"])
+    # Qwen2-VL's rule, by its own model reader: bounds in the processor's file.
+    served = Model.from_config(problem.target.config, "served", processor=bounds).visual_layout(size[1], size[0])
+    same = (served.height_px, served.width_px) == (wanted.height_px, wanted.width_px)
+    assert same or any(f"image_px={side}" in s for s in exported.not_expressible)
+
+
+def test_vllm_needs_a_device(plain_design):
+    with pytest.raises(UserError, match="nothing to serve on"):
+        Vllm().export(plain_design("qwen2.5-coder-7b", {"weight_bits": 4}, hardware="npu-template"))
+
+
+def test_vllm_names_a_drafter():
+    target = small_problem("text", "h100-sxm-80gb")
+    problem = Problem({"target": target.target, "draft": target.target}, target.scenario, target.hardware)
+    chosen, _ = evaluate_design(target, {"weight_bits": 4})
+    from dse.designs import DesignBatch
+    from dse.schema import Schema
+
+    design = DesignBatch(Schema(problem), {}, 1)
+    exported = Vllm().export(type(chosen)("s", 0, problem, design, {}, chosen.metrics))
+    config = json.loads(options(exported)[1]["speculative-config"])
+    assert (config["method"], config["model"]) == ("draft_model", "small-text")
+    assert "num_speculative_tokens" in config or any("draft_tokens" in s for s in exported.not_expressible)
+
+
+# --------------------------------------------------------------------------------------------------- pruned widths
+
+
+@pytest.mark.parametrize("model", ["llava-1.5-7b", "qwen2.5-vl-3b", "qwen2.5-coder-7b", "mixtral-8x7b"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_pruned_widths_are_the_design_or_are_listed(random_design, model, seed):
+    chosen = random_design(model, seed)
+    fields, design = chosen.design.schema.fields, chosen.design
+    keep = {
+        (e.component, e.block): float(v) for e, v in zip(fields["ffn_keep"].entries, design["ffn_keep"][0], strict=True)
+    }
+    stays = {
+        (e.component, e.block): bool(v)
+        for e, v in zip(fields["block_keep"].entries, design["block_keep"][0], strict=True)
+    }
+    blocks = [b for b in chosen.problem.target.blocks if b.component == "decoder"]
+    widths = {b.index: -int(-keep["decoder", b.index] * b.ffn_units // 1) for b in blocks}  # rounded up
+
+    exported = catalogue.exporter("per-layer-config").export(chosen)
+    document = json.loads(next(iter(exported.files.values())))
+    part = document.get("text_config", document)
+    kept_blocks = [b for b in blocks if stays["decoder", b.index]]
+    assert part["num_hidden_layers"] == len(kept_blocks)
+    for i, b in enumerate(kept_blocks):
+        found = part["per_layer_config"].get(str(i), {}).get("intermediate_size", b.ffn_units)
+        assert found == widths[b.index]
+
+    exported = catalogue.exporter("block-configs").export(chosen)
+    configs = json.loads(next(iter(exported.files.values())))["block_configs"]
+    said = " ".join(exported.not_expressible)
+    hidden = chosen.problem.target.config.get("text_config", chosen.problem.target.config)["hidden_size"]
+    for b in blocks:
+        ffn, attention = configs[b.index]["ffn"], configs[b.index]["attention"]
+        assert ffn["no_op"] is attention["no_op"] is (not stays["decoder", b.index])
+        if not ffn["no_op"]:
+            width = -(-int(2 * ffn["ffn_mult"] * hidden / 3) // 256) * 256
+            assert width == widths[b.index] or f"{width} channels for {widths[b.index]}" in said
+    heads = design["head_keep"][0]
+    assert ("query heads stay" in said) == any(
+        h < 1 and e.component == "decoder" and stays["decoder", e.block]
+        for e, h in zip(fields["head_keep"].entries, heads, strict=True)
+    )
+
+
+# ------------------------------------------------------------------------------------------------- hostile names
+
+HOSTILE = [
+    "../../etc/passwd", "a/b", "c:\\d", "=1+1", "x\ny\0z", "", ".", "..", "-rf", "ü" * 300, "a" * 10_000,
+    "'; rm -rf / #", "$(reboot)", "`id`", '"""', "]: x\n- y", "<script>alert(1)</script>", "\x1b[2J", "a\u2028b\x85c",
+    "%s{0}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    return {
+        hardware: evaluate_design(small_problem("text", hardware), {"weight_bits": 4})[0]
+        for hardware in ("npu-template", "h100-sxm-80gb")
+    }
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_stay_text(evaluated, exporter, name, tmp_path):
+    base = evaluated["npu-template" if exporter in ("scalesim", "zigzag", "accelforge") else "h100-sxm-80gb"]
+    model = Model.from_config(base.problem.target.config, name)
+    problem = Problem({"target": model}, base.problem.scenario, base.problem.hardware)
+    chosen = type(base)(name, 3, problem, base.design, dict(base.values), base.metrics, {"proposer": name})
+    exported = catalogue.exporter(exporter).export(chosen)
+    harmless = catalogue.exporter(exporter).export(base).files
+    paths = write_files(exported, tmp_path / "out")
+    assert all(p.resolve().is_relative_to((tmp_path / "out").resolve()) for p in paths)
+    assert all(len(p.name) <= 120 and p.name.isascii() and p.name.isprintable() for p in paths)
+    for path in paths:
+        text = path.read_text()
+        plain = harmless.get(path.relative_to(tmp_path / "out").as_posix(), b"").decode()
+        if path.suffix in (".sh", ".yaml", ".cfg", ".csv"):
+            # The same commands and data as for a harmless name, in comments and one quoted word apart.
+            model_name = base.problem.target.name
+            assert without_comments(text, name, exporter) == without_comments(plain, model_name, exporter)
+            assert all(c.isprintable() or c == "\n" for c in text)
+        elif path.suffix == ".json":
+            json.loads(text)
+
+
+def without_comments(text, name, exporter):
+    from dse.export.design import slug
+
+    kept = [line for line in text.splitlines() if not line.startswith("#")]
+    return [line.replace(slug(name), "MODEL") for line in kept] if exporter in ("llama.cpp", "vllm") else kept
+
+
+# ------------------------------------------------------------------------------------------------------ the CLI
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A small study on a device, stored; and its database."""
+    from dse.study import Study
+
+    folder = tmp_path_factory.mktemp("store")
+    problem = small_problem("text", "h100-sxm-80gb")
+    study = Study(
+        "=cmd|'/c calc'!A1", model=problem.target, scenario=problem.scenario, hardware="h100-sxm-80gb",
+        space=small_space(problem).space, objectives="min latency_s, min quality_loss", constraints="quality_loss <= 5",
+        proposers="random",
+    )  # fmt: skip
+    study.run(trials=30, db=str(folder / "s.db"), executor="local", report=lambda _: None)
+    return study.name, str(folder / "s.db")
+
+
+def test_reports_show_the_front_and_run_nothing(stored, tmp_path):
+    name, db = stored
+    for kind, suffix in (("html", "html"), ("markdown", "md")):
+        path = tmp_path / f"front.{suffix}"
+        assert run(["export", name, str(path), "--to", kind, "--db", db]) == 0
+        text = path.read_text()
+        assert run(["export", name, str(path), "--to", kind, "--db", db]) == 2  # exists
+        assert run(["export", name, str(path), "--to", kind, "--overwrite", "--db", db]) == 0
+        assert path.read_text() == text
+        if kind == "html":
+            tags = []
+            parser = html.parser.HTMLParser()
+            parser.handle_starttag = lambda tag, attrs, tags=tags: tags.append((tag, dict(attrs)))
+            parser.feed(text)
+            assert not {"script", "img", "link", "iframe", "a"} & {tag for tag, _ in tags}
+            assert not [attrs for _, attrs in tags for key in attrs if key.startswith("on") or key in ("src", "href")]
+            assert "default-src 'none'" in text
+            assert sum(tag == "svg" for tag, _ in tags) == 1  # one pair of objectives
+            assert "&#x27;" in text
+        else:
+            assert "\\|" in text  # the name's bar does not end a cell
+
+
+def test_the_front_alone_as_csv(stored, tmp_path):
+    name, db = stored
+    whole, front = tmp_path / "all.csv", tmp_path / "front.csv"
+    assert run(["export", name, str(whole), "--to", "csv", "--db", db]) == 0
+    assert run(["export", name, str(front), "--to", "csv", "--front", "--db", db]) == 0
+    n = [len(p.read_text().splitlines()) - 1 for p in (whole, front)]
+    assert n[0] == 30 > n[1] > 0
+
+
+def test_bad_input_is_refused_in_words(stored, tmp_path, capsys):
+    name, db = stored
+    out = ["--out", str(tmp_path / "o"), "--db", db]
+    feasible = next(i for i in range(30) if run(["export", name, str(i), "--to", "design", *out]) == 0)
+    bad = next(i for i in range(30) if run(["export", name, str(i), "--to", "design", *out]) == 2 and i != feasible)
+    capsys.readouterr()
+    for arguments, message in [
+        (["export", name, "999", "--to", "design", *out], "no design 999"),
+        (["export", name, "-1", "--to", "design", *out], "No such option"),
+        (["export", name, "x", "--to", "design", *out], "not the number"),
+        (["export", name, "--to", "design", *out], "which design"),
+        (["export", name, str(feasible), "--to", "desing", *out], "design"),
+        (["export", "no-such", "0", "--to", "design", *out], "no-such"),
+        (["export", name, str(bad), "--to", "modelopt", *out], "--force"),
+        (["export", name, str(feasible), "--to", "design", *out], "exists"),
+        (["export", name, str(feasible), "--to", "design:xml", *out], "xml"),
+        (["export", name, "--to", "html", "--db", db], "needs a file"),
+        (["export", name, str(feasible), "--to", "design", "--out", "/proc/nope", "--db", db], "cannot be written"),
+        (["export", name, str(tmp_path / "no" / "x.md"), "--to", "markdown", "--db", db], "does not exist"),
+        (["export", name, str(tmp_path), "--to", "html", "--overwrite", "--db", db], "is a folder"),
+        (["evaluate"], "Missing option '--model'"),
+        (["evaluate", str(tmp_path / "none.json")], "cannot be read"),
+        (["new", "x\ny", "--model", "qwen2.5-0.5b", "--hardware", "l4"], "no name for a study"),
+        (["new", "x"], "--model"),
+    ]:
+        assert run(arguments) == 2, arguments
+        assert message in capsys.readouterr().err
+    assert run(["export", name, str(bad), "--to", "modelopt", "--force", *out]) == 0
+
+
+def test_strict_writes_nothing_that_is_not_the_design(stored, tmp_path, capsys):
+    name, db = stored
+    for i in range(30):
+        code = run(
+            ["export", name, str(i), "--to", "modelopt", "--strict", "--force", "--out", str(tmp_path), "--db", db]
+        )
+        assert code == 2
+    assert "cannot express all of the design" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_document_can_be_exported_on(stored, tmp_path, capsys):
+    name, db = stored
+    assert any(
+        run(["export", name, str(i), "--to", "design:toml", "--out", str(tmp_path), "--db", db]) == 0 for i in range(30)
+    )
+    (document,) = tmp_path.iterdir()
+    assert run(["evaluate", str(document)]) == 0
+    assert "bit for bit" in capsys.readouterr().out
+    assert run(["export", str(document), "--to", "vllm", "--out", str(tmp_path / "o"), "--json"]) == 0
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"vllm-serve.sh", "vllm.yaml"}
+
+
+@pytest.mark.parametrize(("model", "hardware"), [("qwen2.5-vl-3b", "npu-template"), ("qwen2.5-0.5b", "l4"),
+                                                 ("whisper-large-v3", "l40s")])  # fmt: skip
+def test_new_writes_a_study_that_loads(model, hardware, tmp_path, monkeypatch):
+    from dse.studyfile import load_study
+
+    monkeypatch.chdir(tmp_path)
+    assert run(["new", "My first \"study\" \\ 'x'", "--model", model, "--hardware", hardware, "--trials", "5"]) == 0
+    (path,) = tmp_path.iterdir()
+    study = load_study(str(path), None)
+    assert study.name == "My first \"study\" \\ 'x'"
+    assert study.bound_space.n_parameters > 3
+    assert run(["new", "My first \"study\" \\ 'x'", "--model", model, "--hardware", hardware]) == 2  # exists
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell, capsys):
+    assert run(["completion", shell]) == 0
+    assert "_DSE_COMPLETE" in capsys.readouterr().out
+
+
+def test_completion_completes():
+    import os
+
+    environment = os.environ | {"_DSE_COMPLETE": "bash_complete", "COMP_WORDS": "dse exp", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['dse']; from dse.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "export" in done.stdout
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_every_exporter_takes_every_kind_of_design(random_design, exporter):
+    """Designs of four models and more, on a device and on an accelerator: files, or a refusal in words."""
+    for model in ("llava-1.5-7b", "qwen2.5-vl-3b", "qwen2.5-coder-7b", "mixtral-8x7b"):
+        hardware = "npu-template" if exporter in ("scalesim", "zigzag", "accelforge") else "h100-sxm-80gb"
+        exported = catalogue.exporter(exporter).export(random_design(model, 2, hardware))
+        assert exported.files
+        assert all(re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?", name) for name in exported.files)
+        assert catalogue.exporter(exporter).export(random_design(model, 2, hardware)) == exported
+
+
+def test_accelerator_formats_refuse_devices(random_design):
+    for exporter in ("scalesim", "zigzag", "accelforge"):
+        with pytest.raises(DseError, match="device"):
+            catalogue.exporter(exporter).export(random_design("qwen2.5-coder-7b", 1))
