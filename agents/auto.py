@@ -242,6 +242,20 @@ def _guarded(call: Callable[[], T]) -> T | None:
         return None
 
 
+def arm_of(proposer: str, mark: int) -> str:
+    """Return the arm that proposed a design of a portfolio; the proposer itself where it is none, or nobody's arm.
+
+    Args:
+        proposer: its stored name.
+        mark: the design's stored mark.
+    """
+    if proposer.partition(":")[0] != "auto" or mark < 0:
+        return proposer
+    names = Auto(proposer.partition(":")[2])._names
+    arm = mark % _MOST_ARMS
+    return names[arm] if arm < len(names) else proposer
+
+
 def _own(marks: np.ndarray, arm: int) -> np.ndarray:
     """Return an arm's own marks, -1 for designs of others and where it gave none."""
     return np.where((marks >= 0) & (marks % _MOST_ARMS == arm), marks // _MOST_ARMS - 1, -1)

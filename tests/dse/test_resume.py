@@ -13,8 +13,8 @@ from dse.testing.samples import small_model
 
 PROPOSERS = [
     "auto", "auto:arms=evolve+random+optuna:nsga2", "evolve", "tpe", "gp", "local", "bottleneck", "enumerate",
-    "random", "sobol", "optuna:tpe", "optuna:nsga2:population_size=10", "optuna:nsga3:population_size=10",
-    "optuna:random",
+    "random", "sobol",
+    "optuna:tpe", "optuna:nsga2:population_size=10", "optuna:nsga3:population_size=10", "optuna:random",
 ]  # fmt: skip
 
 
