@@ -32,8 +32,8 @@ def count_tokens(text: str) -> int:
 
     Byte-pair vocabularies have single tokens for frequent words, and at least one for four letters of others, save
     rare letter sequences; digits and signs are taken as one each, letters beyond ASCII as their bytes, blanks as part
-    of what follows them. It is an estimate on the safe side (docs/llm.md has figures); what the server counted is kept
-    beside it with each call.
+    of what follows them. It is an estimate meant to be on the safe side; what the server counted is kept beside it
+    with each call.
     """
     n = 0
     for piece in _PIECE.findall(text):
