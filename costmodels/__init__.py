@@ -20,6 +20,10 @@ simpass.py      all operators of a pass; tilesim.py: tiles of a product; streams
                 port and the units that they go through
 outside/        tools of the field, run in their own process, to check matrix products against, and files for them
 measured/       the quality cost model "measured": the real model, in PyTorch; measures quality profiles
+steps.py        the step-time door: encode, prefill, decode and verification passes, per design and role
+speculation.py  speculative decoding in closed form; decoding.py: what one model takes to answer
+cascade.py      who answers in a cascade, how well, after how long
+policy.py       the serving cost model "policy": whole requests under drafters, cascades and chunks
 prior.py        the quality cost model "prior": published tables, with intervals
 surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
                 losses.py: sums over places; calibrated.py: from sums to the loss of a design, with intervals
@@ -34,6 +38,7 @@ from typing import Final
 COST_MODELS: Final = {
     "analytical": "costmodels.analytical:Analytical",
     "measured": "costmodels.measured.cost_model:Measured",
+    "policy": "costmodels.policy:PolicyModel",
     "prior": "costmodels.prior:Prior",
     "simulated": "costmodels.simulator:Simulated",
     "surrogate": "costmodels.surrogate:Surrogate",
@@ -56,16 +61,20 @@ _COMPILED: Final = (
     "machine", "tilesim", "streams", "simgroups", "simattention", "simpass",
 )  # fmt: skip
 
+# Modules that are not compiled themselves, whose constants compiled code holds.
+_CONSTANTS: Final = ("totals", "fused_tables")
+
 
 def _renew_compiled_code() -> None:
-    """Touch compiled modules when one that they call is newer.
+    """Touch compiled modules when one that they call, or take constants from, is newer.
 
     Compiled code is kept on disk, and numba compares it with the file of the caller alone: after an update that
     changes what is called, the caller would go on with the old code. Where files cannot be touched, they came together.
     """
     files = [Path(__file__).with_name(f"{name}.py") for name in _COMPILED]
     with suppress(OSError):
-        if files[-1].stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in files):
+        read = [*files, *(Path(__file__).with_name(f"{name}.py") for name in _CONSTANTS)]
+        if files[-1].stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in read):
             for file in files:
                 file.touch()
 

@@ -34,6 +34,7 @@ from costmodels.latency import BAND, request_times
 from costmodels.passes import ARRAY_S, N_PLANES, TRAFFIC_S, run_fused_pass, run_pass
 from costmodels.rowplan import make_room
 from costmodels.schedule import Schedule
+from costmodels.steps import Step
 from costmodels.tables import Gemms, class_of
 from costmodels.totals import (
     ACTIVATION_BYTES,
@@ -49,12 +50,12 @@ from costmodels.totals import (
     WEIGHT_BYTES,
 )
 from costmodels.vector_costs import VectorCoefficients
-from costmodels.workload import PHASES, PhaseSizes, Sizes, Workload
+from costmodels.workload import PHASES, Pass, PhaseSizes, Sizes, Workload
 from dse.canonical import content_hash
 from dse.designs import DesignBatch
 from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
-from dse.problem import Problem
+from dse.problem import TARGET, Problem
 from dse.protocols import BestFusion, Breakdown
 
 # Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
@@ -146,15 +147,16 @@ class AcceleratorEvaluator:
         problem: its hardware is an :class:`~dse.hardware.Accelerator`.
         hardware: that accelerator.
         version: version of the cost model, part of the fingerprint.
+        role: the model it is about.
     """
 
     metrics: Sequence[str] = METRICS
     can_fuse = True
     band = BAND
 
-    def __init__(self, problem: Problem, hardware: Accelerator, version: str) -> None:
+    def __init__(self, problem: Problem, hardware: Accelerator, version: str, role: str = TARGET) -> None:
         self.problem, self.hardware = problem, hardware
-        self.workload = Workload(problem)
+        self.workload = Workload(problem, role)
         if problem.fusion:
             check_given(problem.target, problem.fusion, PHASES)
             for phase in PHASES:
@@ -210,6 +212,21 @@ class AcceleratorEvaluator:
         from costmodels.best_fusion import best_fusion
 
         return best_fusion(self.workload, Chip(self.hardware, batch), batch, phase, component, block, objective)
+
+    def step(self, batch: DesignBatch, asked: Pass) -> Step:
+        """Return what one pass takes, arrays (n,); see :class:`~costmodels.steps.Step`."""
+        chip, n = Chip(self.hardware, batch), len(batch)
+        sizes = self.workload.size(batch, with_fusion=self.can_fuse, asked=asked)
+        if not sizes.phases:
+            return Step.none(n)
+        (phase,) = sizes.phases
+        vectors = self.workload.tables(batch.schema).vectors[phase.name]
+        work = self._work(phase, VectorCoefficients.of(vectors.labels), chip, False)
+        seconds, events = work.seconds(chip), work.events()
+        slack = {"low": self.band[0], "value": 1.0, "high": self.band[1]}
+        times = {end: ratio * seconds for end, ratio in slack.items()}
+        joules = [chip.energy(events, end) + chip.leakage_w(end) * times[end] for end in slack]
+        return Step(np.stack(list(times.values())), np.stack(joules), events.dram_bits / 8, work.gemms[LIVE_BYTES])
 
     def best_fusions(self, batch: DesignBatch, objective: str) -> list[BestFusion]:
         """Return the best partition of each kind of block, as :meth:`best_fusion` does."""

@@ -49,13 +49,14 @@ from costmodels.latency import request_times
 from costmodels.plan import Plan, ShardedPlan
 from costmodels.products import COUNT, PLAIN_BITS
 from costmodels.sharding import Layout, Sharding
-from costmodels.workload import Workload
+from costmodels.steps import Step
+from costmodels.workload import Pass, Sizes, Workload
 from dse.canonical import content_hash
 from dse.designs import DesignBatch
 from dse.errors import HardwareError
 from dse.hardware import Device
 from dse.metrics import Limit, MetricBatch
-from dse.problem import Problem
+from dse.problem import TARGET, Problem
 from dse.protocols import Breakdown
 
 METRICS: Final = (
@@ -75,6 +76,18 @@ class _Load:
     live_bytes: np.ndarray
     moved_bytes: np.ndarray
     computed_s: np.ndarray
+    narrowest: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """What designs' phases take and do: seconds and ends as :class:`_Times` has them, the rest arrays (n,)."""
+
+    seconds: dict[str, np.ndarray]
+    ends: dict[str, np.ndarray]
+    moved: np.ndarray
+    computed: np.ndarray
+    live: np.ndarray
     narrowest: np.ndarray
 
 
@@ -101,19 +114,20 @@ class DeviceEvaluator:
         problem: its hardware is that device.
         device: the device.
         version: version of the cost model, part of the fingerprint.
+        role: the model it is about.
 
     Raises:
         HardwareError: the datasheet has no compute peak.
     """
 
-    def __init__(self, problem: Problem, device: Device, version: str) -> None:
+    def __init__(self, problem: Problem, device: Device, version: str, role: str = TARGET) -> None:
         if not device.peak_ops_per_s:
             raise HardwareError(
                 f"{device.name} has no compute peak in its description, so no latency can be given",
                 "add [peak_ops_per_s] with its source to a TOML file of your own and name that file",
             )
         self.problem, self.device = problem, device
-        self.workload = Workload(problem)
+        self.workload = Workload(problem, role)
         book = book_for(device)
         self.fingerprint = content_hash(
             {
@@ -150,10 +164,47 @@ class DeviceEvaluator:
         return ledger.breakdowns()
 
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
-        n, plan = len(batch), self._plan(batch)
+        plan = self._plan(batch)
         sizes = self.workload.size(batch, plan.requests)
-        tables = self.workload.tables(batch.schema)
         plan.prepare(sizes)
+        ran = self._run(batch, plan, sizes, ledger)
+        held = plan.held(sizes)
+        if ledger is not None:
+            for kind, size in (("weights", held[0]), ("cache", held[1]), ("activations", ran.live)):
+                ledger.add_one("memory_bytes", ("model", "all", "memory", kind), size)
+        limits = [*plan.limits(self.device), *sizes.limits]
+        requests = np.broadcast_to(batch["batch"], len(batch)).astype(np.float64)
+        load = _Load(requests, plan.busy, *held, ran.live, ran.moved, ran.computed, ran.narrowest)
+        return self._metrics(load, limits, _Times(ran.seconds, ran.ends))
+
+    def step(self, batch: DesignBatch, asked: Pass) -> Step:
+        """Return what one pass takes, arrays (n,); see :class:`~costmodels.steps.Step`."""
+        parts = []
+        for start in range(0, len(batch), CHUNK_ROWS):
+            rows = slice(start, min(start + CHUNK_ROWS, len(batch)))
+            parts.append(self._step(batch.take(rows), asked.take(rows)))
+        return Step.concat(parts)
+
+    def _step(self, batch: DesignBatch, asked: Pass) -> Step:
+        n, plan, name = len(batch), self._plan(batch), asked.phase
+        sizes = self.workload.size(batch, plan.requests, asked=asked)
+        if not sizes.phases:
+            return Step.none(n)
+        plan.prepare(sizes)
+        ran = self._run(batch, plan, sizes, None, is_request=False)
+        times = _Times({name: ran.seconds[name]}, {name: ran.ends[name]})
+        ends = (times.low()[name], times.phases[name], times.high()[name])
+        joules = (np.zeros(n),) * 3
+        if self.device.power_w:
+            power, computed = self.device.power_w * plan.busy, ran.computed / plan.busy
+            joules = energy_j(power, computed, ran.moved, ends)
+        return Step(np.stack(ends), np.stack(joules), ran.moved, ran.live)
+
+    def _run(
+        self, batch: DesignBatch, plan: Plan, sizes: Sizes, ledger: Ledger | None, *, is_request: bool = True
+    ) -> _Ran:
+        """Run the phases that there are, as often as the request does, or once."""
+        n, tables = len(batch), self.workload.tables(batch.schema)
         seconds = {name: np.zeros(n) for name in ("encode", "prefill", "decode")}
         ends = {name: np.zeros((3, n)) for name in seconds}
         moved, computed = np.zeros(n), np.zeros(n)
@@ -161,7 +212,8 @@ class DeviceEvaluator:
         for phase in sizes.phases:
             gemms = plan.shard(phase.name, phase.gemms)
             stretch = plan.stretch(phase.name)
-            times = self._passes(phase.name) * stretch
+            passes = self._passes(phase.name) if is_request else 1.0
+            times = passes * stretch
             labels = tables.gemms[phase.name].labels
             fill = self._kernels.fill(gemms, plan.stages)
             for part in (
@@ -172,7 +224,7 @@ class DeviceEvaluator:
                 seconds[phase.name] = seconds[phase.name] + stretch * part.seconds()
                 for end, plane in enumerate((kernels.FLOOR, kernels.LOW, kernels.HIGH)):
                     ends[phase.name][end] += stretch * part.planes[plane].sum(axis=1)
-                runs = self._passes(phase.name) * plan.devices_per_pass
+                runs = passes * plan.devices_per_pass
                 moved = moved + runs * part.moved_bytes.sum(axis=1)
                 computed = computed + runs * part.compute_s.sum(axis=1)
                 if ledger is not None:
@@ -189,15 +241,7 @@ class DeviceEvaluator:
             weights = gemms.is_weight & (gemms.planes[COUNT] > 0)
             live = np.maximum(live, np.where(weights, activation_bytes(gemms.planes), 0.0).max(axis=1))
             narrowest = np.minimum(narrowest, np.where(weights, width(gemms.planes), PLAIN_BITS).min(axis=1))
-        held = plan.held(sizes)
-        if ledger is not None:
-            for kind, size in (("weights", held[0]), ("cache", held[1]), ("activations", live)):
-                ledger.add_one("memory_bytes", ("model", "all", "memory", kind), size)
-        limits = [*plan.limits(self.device), *sizes.limits]
-        load = _Load(
-            np.broadcast_to(batch["batch"], n).astype(np.float64), plan.busy, *held, live, moved, computed, narrowest
-        )
-        return self._metrics(load, limits, _Times(seconds, ends))
+        return _Ran(seconds, ends, moved, computed, live, narrowest)
 
     def _plan(self, batch: DesignBatch) -> Plan:
         layout = Layout.of(batch)

@@ -165,13 +165,15 @@ class PriorEvaluator:
 
     Args:
         problem: the problem.
+        role: the role of the model.
     """
 
     metrics: Sequence[str] = ("quality_loss", "accuracy_ratio")
 
-    def __init__(self, problem: Problem) -> None:
-        self.model: Model = problem.models[TARGET]
-        self.workload = Workload(problem)
+    def __init__(self, problem: Problem, role: str = TARGET) -> None:
+        self.role = role
+        self.model: Model = problem.models[role]
+        self.workload = Workload(problem, role)
         self.fingerprint = content_hash(
             {
                 "model": VERSION,
@@ -239,8 +241,9 @@ class PriorEvaluator:
     def _caches(self, batch: DesignBatch) -> _Contribution:
         total = np.zeros(1)
         for name in ("k_bits", "v_bits"):
-            if name in batch:
-                bits = unique_rows(batch[name]).astype(np.float64)
+            columns = self._columns(batch, name)
+            if len(columns):
+                bits = unique_rows(batch[name])[:, columns].astype(np.float64)
                 loss = np.where(bits < PLAIN_BITS, 0.5 * fits().cache_2 * np.exp(fits().weight[1] * (2 - bits)), 0.0)
                 total = total + loss.mean(axis=1)
         return self._by_factor("cache bits", total, total > 0)
@@ -273,6 +276,11 @@ class PriorEvaluator:
         outside = (share < 1) & ~(tokens.is_only_dropped & published & (share >= f.token_share[0]))
         return _Contribution("images", curves[0], curves[1], curves[2], outside)
 
+    def _columns(self, batch: DesignBatch, name: str) -> np.ndarray:
+        """Return the entries of a knob that are this role's, shape (g,)."""
+        entries = batch.schema.fields[name].entries if name in batch else ()
+        return np.array([i for i, e in enumerate(entries) if e.role == self.role], dtype=np.intp)
+
     def _by_factor(
         self,
         choice: str,
@@ -293,11 +301,12 @@ class PriorEvaluator:
         """
         key = (name, batch.schema.channel_groups)
         if key not in self._shares:
-            self._shares[key] = _entry_shares(batch.schema.fields[name].entries, self.model)
+            entries = batch.schema.fields[name].entries
+            self._shares[key] = _entry_shares([entries[i] for i in self._columns(batch, name)], self.model)
         shares = self._shares[key]
         factors = [~shares.is_supported, np.ones(len(shares.share)), *(shares.share for _ in tables)]
         by_width = np.stack([np.arange(PLAIN_BITS + 1) < PLAIN_BITS, is_beyond, *tables]).astype(np.float64)
-        bits = np.ascontiguousarray(unique_rows(batch[name]), dtype=np.int64)
+        bits = np.ascontiguousarray(unique_rows(batch[name])[:, self._columns(batch, name)], dtype=np.int64)
         return sum_by_width(bits, np.stack(factors).astype(np.float64), by_width)
 
 

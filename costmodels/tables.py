@@ -63,6 +63,11 @@ class Binding(Protocol):
         """Return the positions that a row looks at, shape (n or 1, 1)."""
         ...
 
+    @property
+    def behind(self) -> np.ndarray | None:
+        """Positions before the first row of a pass that is asked for by its lengths, shape (n, 1)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -197,8 +202,13 @@ class GemmTable:
         """Return the part of rows x span that causal masks leave, shape (n or 1, j)."""
         found = []
         for rows, span, window, chunked, causal in self._masks:
-            length = bound.rows(rows).per_sequence
-            found.append(_causal_ratio(length, bound.span(span, window, chunked), chunked) if causal else _ONE)
+            length, looked = bound.rows(rows).per_sequence, bound.span(span, window, chunked)
+            if not causal:
+                found.append(_ONE)
+            elif bound.behind is None or span != "context":
+                found.append(_causal_ratio(length, looked, chunked))
+            else:
+                found.append(_causal_ratio_behind(length, looked, bound.behind, window if chunked else 0))
         return beside(found)[:, self._mask]
 
 
@@ -211,6 +221,25 @@ def _causal_ratio(rows: np.ndarray, span: np.ndarray, chunked: bool) -> np.ndarr
     triangle = span * (span + 1) / 2
     pairs = whole * triangle + rest * (rest + 1) / 2 if chunked else triangle + (rows - span) * span
     return np.where(rows < span, 1.0, pairs / np.maximum(rows * span, 1.0))
+
+
+def _causal_ratio_behind(rows: np.ndarray, span: np.ndarray, behind: np.ndarray, chunk: int) -> np.ndarray:
+    """Return the visible part of rows x span where row i, from 1, is position ``behind`` + i of its sequence.
+
+    It sees the last min(behind + i, span) positions; of fixed chunks, those since its chunk began.
+    """
+    if chunk:
+        pairs = chunk_pairs(behind + rows, chunk) - chunk_pairs(behind, chunk)
+    else:
+        growing = np.clip(span - behind, 0.0, rows)
+        pairs = growing * behind + growing * (growing + 1) / 2 + (rows - growing) * span
+    return np.minimum(pairs / np.maximum(rows * span, 1.0), 1.0)
+
+
+def chunk_pairs(last: np.ndarray, chunk: int) -> np.ndarray:
+    """Return the positions that positions 1 ... last see together, where p sees (p - 1) mod chunk + 1."""
+    whole, rest = np.divmod(last, chunk)
+    return np.asarray(whole * chunk * (chunk + 1) / 2 + rest * (rest + 1) / 2)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from costmodels.tables import (
     bind_widths,
     block_columns,
     cache_columns,
+    chunk_pairs,
     dim_table,
     group_bits,
     unique_rows,
@@ -50,6 +51,28 @@ from dse.schema import Schema
 PHASES: Final = ("encode", "prefill", "decode")
 
 _ONE: Final = np.ones((1, 1))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass that is asked for by its lengths, where those are not the request's own; arrays (n,), float64.
+
+    Attributes:
+        phase: the graph that runs: "encode" (which has no lengths of its own), "prefill", or "decode", which a
+            verification step is with more rows.
+        rows: decoder positions per sequence that it computes.
+        context: positions of a sequence at its end, those rows included.
+        logits: rows of a sequence that go through the head.
+    """
+
+    phase: str
+    rows: np.ndarray
+    context: np.ndarray
+    logits: np.ndarray
+
+    def take(self, rows: slice) -> Pass:
+        """Return the given rows."""
+        return Pass(self.phase, self.rows[rows], self.context[rows], self.logits[rows])
 
 
 @dataclass(frozen=True)
@@ -130,13 +153,21 @@ class Workload:
             tables = self._prepared[schema.channel_groups] = _Tables(self.model, schema, self.role, self.problem.fusion)
         return tables
 
-    def size(self, batch: DesignBatch, requests: np.ndarray | None = None, *, with_fusion: bool = False) -> Sizes:
+    def size(
+        self,
+        batch: DesignBatch,
+        requests: np.ndarray | None = None,
+        *,
+        with_fusion: bool = False,
+        asked: Pass | None = None,
+    ) -> Sizes:
         """Return the sizes of a batch of designs.
 
         Args:
             batch: the designs.
             requests: requests that run together where those are not the design's batch, shape (n,).
             with_fusion: whether operators that designs fuse are set apart; otherwise all run alone.
+            asked: the one pass to size in place of the request's phases.
         """
         tables = self.tables(batch.schema)
         kept = tables.kept(batch).full(len(batch))
@@ -151,9 +182,9 @@ class Workload:
         fuses = with_fusion and bool(n_forms(batch).any())
         for name, gemms in tables.gemms.items():
             passes = self.passes(name)
-            if not passes:
+            if not passes or (asked is not None and name != asked.phase):
                 continue
-            bound = _Bound(tokens, name, self.problem.scenario.output_tokens)
+            bound = _Bound(tokens, name, self.problem.scenario.output_tokens, asked)
             fused = asked_phase(batch, self.role, tables.fused(name)) if fuses else None
             elements = tables.vectors[name].elements(running, bound, fused.skipped_vectors if fused else None)
             appended = self._appended(name, bound, tables.positions.by_rows(cached))
@@ -170,6 +201,10 @@ class Workload:
             widths=widths,
             cache_bytes=caches * tokens.requests,
         )
+
+    def prompt_tokens(self, batch: DesignBatch) -> np.ndarray:
+        """Return the decoder positions of prefill, shape (n,)."""
+        return np.array(np.broadcast_to(_Tokens(self, batch).prompt[:, 0], len(batch)), dtype=np.float64)
 
     def visual_tokens(self, batch: DesignBatch) -> VisualTokens | None:
         """Return what designs leave of the visual tokens; None for a request or a model without them."""
@@ -190,7 +225,8 @@ class Workload:
         """
         scenario = self.problem.scenario
         if phase == "encode":
-            return 1.0 if scenario.images or scenario.audio_s else 0.0
+            looks, hears = self.model.image_rule is not None, self.model.audio_rule is not None
+            return 1.0 if (scenario.images and looks) or (scenario.audio_s and hears) else 0.0
         return 1.0
 
     def _appended(self, phase: str, bound: _Bound, per_position: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -359,7 +395,8 @@ class _Tokens:
         self._workload, self._batch = workload, batch
         scenario = workload.problem.scenario
         self.requests = unique_rows(batch["batch"]).astype(np.float64)[:, None]
-        self.images = float(scenario.images)
+        # A drafter may read text alone beside a target that also sees and hears.
+        self.images = float(scenario.images) if workload.model.image_rule is not None else 0.0
         self.audio: AudioLayout | None = None
         rule = workload.model.audio_rule
         if scenario.audio_s and rule is not None:
@@ -444,20 +481,25 @@ class _Tokens:
 class _Bound(Binding):
     """The symbols of one phase."""
 
-    def __init__(self, tokens: _Tokens, phase: str, output_tokens: int) -> None:
+    def __init__(self, tokens: _Tokens, phase: str, output_tokens: int, asked: Pass | None) -> None:
         self._tokens, self._phase, self._output_tokens = tokens, phase, output_tokens
+        self._asked = asked if asked is not None and phase != "encode" else None
 
     def rows(self, symbol: str) -> Rows:
         """Return the rows of a symbol, over all requests of the batch."""
         t, audio = self._tokens, self._tokens.audio
         requests = t.requests
+        if self._asked is not None and symbol in ("token", "last"):
+            rows = self._asked.rows if symbol == "token" else self._asked.logits
+            return Rows(rows[:, None], requests)
         if symbol in ("token", "last"):
             per_sequence = t.prompt if (symbol == "token" and self._phase == "prefill") else _ONE
             return Rows(per_sequence, requests)
         if symbol == "visual":
-            return Rows(t.visual, requests)
+            return Rows(t.visual * self._part, requests)
         if symbol == "state":
-            return Rows(t.states, requests)
+            # Their keys and values are computed with the first chunk of a prompt.
+            return Rows(t.states * self._is_first, requests)
         if symbol in ("cut", "patch", "merged"):
             sequences = t.per_image(lambda layout: layout.n_sequences) * t.images * requests
             attribute = {"cut": "cuts", "patch": "patches", "merged": "merged"}[symbol]
@@ -465,9 +507,27 @@ class _Bound(Binding):
         if audio is None:
             return Rows(0.0 * _ONE, requests)
         if symbol == "audio":
-            return Rows(np.full((1, 1), float(audio.n_tokens)), requests)
+            return Rows(audio.n_tokens * self._part, requests)
         attribute = {"mel": "mel", "frame": "frames", "pooled": "pooled"}[symbol]
         return Rows(np.full((1, 1), float(getattr(audio, attribute))), audio.n_windows * requests)
+
+    @property
+    def _is_first(self) -> np.ndarray:
+        """Whether the pass starts at the first position, as a factor."""
+        asked = self._asked
+        return _ONE if asked is None else (asked.rows >= asked.context).astype(np.float64)[:, None]
+
+    @property
+    def _part(self) -> np.ndarray:
+        """Part of the prompt that the pass runs: visual and audio tokens are taken to be spread over it evenly."""
+        asked = self._asked
+        return _ONE if asked is None else np.minimum(asked.rows[:, None] / self._tokens.prompt, 1.0)
+
+    @property
+    def behind(self) -> np.ndarray | None:
+        """Positions before the first row of the pass that is asked for, shape (n, 1)."""
+        asked = self._asked
+        return None if asked is None else (asked.context - asked.rows)[:, None]
 
     def span(self, symbol: str, window: int, chunked: bool) -> np.ndarray:
         """Return the positions that a row looks at; in decode the mean over the passes."""
@@ -484,6 +544,11 @@ class _Bound(Binding):
         return np.minimum(length, window) if window else length
 
     def _context(self, window: int, chunked: bool) -> np.ndarray:
+        if self._asked is not None:
+            context = self._asked.context[:, None]
+            if chunked:
+                return np.minimum(np.maximum(np.mod(context - 1, window) + 1, self._asked.rows[:, None]), window)
+            return np.minimum(context, window) if window else context
         if self._phase == "prefill":
             return np.minimum(self._tokens.prompt, window) if window else self._tokens.prompt
         first = self._tokens.prompt + 1
@@ -504,9 +569,4 @@ def mean_span(first: np.ndarray, steps: int, window: int) -> np.ndarray:
 
 def mean_chunk(first: np.ndarray, steps: int, chunk: int) -> np.ndarray:
     """Return the mean length of the current chunk over the passes: position p sees (p - 1) mod chunk + 1."""
-
-    def total(last: np.ndarray) -> np.ndarray:
-        whole, rest = np.divmod(last, chunk)
-        return whole * chunk * (chunk + 1) / 2 + rest * (rest + 1) / 2
-
-    return (total(first + steps - 1) - total(first - 1)) / steps
+    return (chunk_pairs(first + steps - 1, chunk) - chunk_pairs(first - 1, chunk)) / steps

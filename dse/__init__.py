@@ -16,7 +16,13 @@ _HOME = {
     "Choice": "dse.params",
     "Float": "dse.params",
     "Int": "dse.params",
+    "Acceptance": "dse.acceptance",
+    "CascadeProfile": "dse.cascades",
+    "CascadeTable": "dse.cascades",
+    "Host": "dse.policy",
     "Plateau": "dse.stopping",
+    "Policy": "dse.policy",
+    "StageProfile": "dse.cascades",
     "Scenario": "dse.scenario",
     "Space": "dse.space",
     "Study": "dse.study",
@@ -26,12 +32,18 @@ _HOME = {
 }
 
 __all__ = [
+    "Acceptance",
+    "CascadeProfile",
+    "CascadeTable",
     "Choice",
     "Float",
+    "Host",
     "Int",
     "Plateau",
+    "Policy",
     "Scenario",
     "Space",
+    "StageProfile",
     "Study",
     "WeightFormat",
     "read_hardware",
@@ -39,9 +51,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from dse.acceptance import Acceptance
+    from dse.cascades import CascadeProfile, CascadeTable, StageProfile
     from dse.hardware import read_hardware
     from dse.model import read_model
     from dse.params import Choice, Float, Int
+    from dse.policy import Host, Policy
     from dse.problem import WeightFormat
     from dse.scenario import Scenario
     from dse.space import Space

@@ -22,6 +22,7 @@ from typing import Any, Final
 from dse.errors import UserError, unknown
 from dse.protocols import (
     Calibrator,
+    CascadeJudge,
     CostModel,
     Examinable,
     Exporter,
@@ -152,6 +153,16 @@ def profiler() -> Profiler:
         UserError: none does.
     """
     found: Profiler = _first(Profiler, "measures quality profiles")
+    return found
+
+
+def cascade_judge() -> CascadeJudge:
+    """Return the first cost model, by name, that reads logs of cascades.
+
+    Raises:
+        UserError: none does.
+    """
+    found: CascadeJudge = _first(CascadeJudge, "reads logs of cascades")
     return found
 
 

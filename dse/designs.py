@@ -78,6 +78,10 @@ class DesignBatch:
         arrays = {name: array[rows] for name, array in self._arrays.items()}
         return DesignBatch(self.schema, arrays)
 
+    def replaced(self, **columns: np.ndarray) -> DesignBatch:
+        """Return the same designs with other values of some fields."""
+        return DesignBatch(self.schema, {**self._arrays, **columns})
+
     def rows(self) -> Iterator[Design]:
         """Yield each row as a design, for people and files; cost models work on the arrays."""
         for i in range(self.n):

@@ -10,6 +10,8 @@ same fields whatever the space. A knob's scope says how many values a design has
     BLOCK       one per block                                          (n, blocks)
     ATTENTION, MLP, NORM  one per component whose blocks have any      (n, components)
     IMAGE, TEXT one per role whose model sees images, reads text       (n, roles)
+    ANSWER      one per role that answers: target, stage1, ...         (n, roles)
+    STAGE       one per role that is asked before the target           (n, roles)
     PROBLEM     one                                                    (n,)
 
 To add a knob: one entry in :data:`KNOBS`, and the cost models that read it.
@@ -45,12 +47,14 @@ class Scope(enum.Enum):
     NORM = "norm"
     IMAGE = "image"
     TEXT = "text"
+    ANSWER = "answer"
+    STAGE = "stage"
     PROBLEM = "problem"
 
     @property
     def has_blocks(self) -> bool:
         """Whether its values are spread over blocks (and so can be grouped along the hierarchy)."""
-        return self not in (Scope.IMAGE, Scope.TEXT, Scope.PROBLEM)
+        return self not in (Scope.IMAGE, Scope.TEXT, Scope.ANSWER, Scope.STAGE, Scope.PROBLEM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,18 @@ KNOBS: Final[dict[str, Knob]] = _all(
     Knob("fuse_norm", Scope.NORM, bool, "residual sum, norm and the projections that read it run per tile of rows",
          default=False),
     Knob("fuse_groups", Scope.PROBLEM, bool, "the study's own fusion groups are fused", default=True),
+    # How requests are decoded and routed.
+    Knob("draft", Scope.ANSWER, str, "who guesses tokens ahead: none, ngram (looks them up in the text), or a role",
+         default="none"),
+    Knob("draft_tokens", Scope.ANSWER, int, "tokens guessed per step; 0: as many as the model finds best",
+         low=0, high=64, default=0),
+    Knob("cascade", Scope.PROBLEM, str, "roles that are asked in turn, joined by +", default="target"),
+    Knob("threshold", Scope.STAGE, float, "score from which a stage's answer is kept",
+         low=0.0, high=1.0, default=0.5),
+    Knob("self_tests", Scope.STAGE, int, "checks that a stage writes for its answer; 0: its confidence is the score",
+         low=0, high=64, default=0),
+    Knob("prefill_chunk", Scope.PROBLEM, int, "positions of a prompt that one pass takes; 0 for all",
+         low=0, high=16_777_216, default=0),
     # What it runs on.
     Knob("device", Scope.PROBLEM, str, "catalogue device that runs the model", structural=True),
     Knob("batch", Scope.PROBLEM, int, "requests that run together", low=1, high=65_536),

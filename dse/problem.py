@@ -12,6 +12,7 @@ from dse.errors import UserError
 from dse.hardware import Accelerator, Device, Hardware, read_hardware
 from dse.model import Model
 from dse.params import Value
+from dse.policy import Policy, check_roles, is_stage
 from dse.profile import QualityProfile
 from dse.scenario import Scenario
 
@@ -50,6 +51,7 @@ class Problem:
         fusion: groups of operators that run fused, by name: (producer, consumer) patterns on the names of operators
             inside a block, as ("self_attn.q_proj", "self_attn.rope"). A name that starts with "decode/" (or another
             phase) holds in that phase alone.
+        policy: what is known of drafters and stages; None for designs without a choice of either.
         quality: role -> quality profile of its model, where there is one. Evidence, no part of what designs mean.
     """
 
@@ -58,6 +60,7 @@ class Problem:
     hardware: Hardware
     weight_format: WeightFormat = field(default_factory=WeightFormat)
     fusion: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    policy: Policy | None = None
     quality: Mapping[str, QualityProfile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,6 +77,19 @@ class Problem:
         target, scenario = self.models[TARGET], self.scenario
         if not (scenario.prompt_tokens or scenario.images or scenario.audio_s):
             raise UserError("the request is empty: no prompt, no image, no sound", "use prompt_tokens >= 1")
+        if self.policy is not None:
+            check_roles(self.models, self.policy)
+        for role in filter(is_stage, self.models):
+            lacks = [
+                what
+                for what, has, asked in (
+                    ("images", self.models[role].image_rule, scenario.images),
+                    ("audio", self.models[role].audio_rule, scenario.audio_s),
+                )
+                if asked and has is None
+            ]
+            if lacks:
+                raise UserError(f"{self.models[role].name} in the role {role!r} takes no {' and no '.join(lacks)}")
         if scenario.images and target.image_rule is None:
             raise UserError(f"{target.name} takes no images, but the scenario has {scenario.images}", "use images=0")
         if scenario.audio_s and target.audio_rule is None:
@@ -93,6 +109,7 @@ class Problem:
                 "hardware": self.hardware.content_hash,
                 "weight_format": self._format_json(),
                 **self._fusion_json(),
+                **({} if self.policy is None else {"policy": self.policy.content_hash}),
             }
         )
 
@@ -105,7 +122,7 @@ class Problem:
 
     def defaults(self) -> dict[str, Value]:
         """Return the reference value of every problem-wide knob that exists here."""
-        values: dict[str, Value] = {"batch": self.scenario.batch}
+        values: dict[str, Value] = {"batch": self.scenario.batch, "cascade": TARGET, "prefill_chunk": 0}
         if isinstance(self.hardware, Accelerator):
             values |= self.hardware.reference
             if self.fusion:
@@ -122,6 +139,7 @@ class Problem:
             "hardware": self.hardware.to_json(),
             "weight_format": self._format_json(),
             **self._fusion_json(),
+            **({} if self.policy is None else {"policy": self.policy.to_json()}),
             **({"quality": {r: p.to_json() for r, p in self.quality.items()}} if self.quality else {}),
         }
 
@@ -143,6 +161,7 @@ class Problem:
             hardware=read_hardware(document["hardware"]),
             weight_format=WeightFormat(**document["weight_format"]),
             fusion=document.get("fusion", {}),
+            policy=Policy.from_json(document["policy"]) if "policy" in document else None,
             quality={
                 role: QualityProfile.from_json(lines, f"profile of {role}")
                 for role, lines in document.get("quality", {}).items()

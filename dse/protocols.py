@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dse.cascades import CascadeTable
 from dse.designs import DesignBatch
 from dse.hardware import Device
 from dse.metrics import MetricBatch
@@ -166,6 +167,42 @@ class Tracer(Protocol):
 
         Raises:
             UserError: a design that cannot run or be drawn, or no such phase.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a logged cascade is good for.
+
+    Attributes:
+        scores: per stage before the last and score ("confidence", "1 self-test", ...): stage, score, auroc, low, high,
+            worse (whether a self-test ranks worse than confidence).
+        alone: per stage: stage, accuracy, cost.
+        front: choices that no other beats in cost and accuracy, on all queries: thresholds, tests, cost, accuracy,
+            escalation.
+        held_out: choices made on one half of the queries, and how they do on the other: goal, thresholds, tests, and
+            cost, accuracy, escalation of each half.
+    """
+
+    scores: Sequence[Mapping[str, Any]]
+    alone: Sequence[Mapping[str, Any]]
+    front: Sequence[Mapping[str, Any]]
+    held_out: Sequence[Mapping[str, Any]]
+
+
+@runtime_checkable
+class CascadeJudge(Protocol):
+    """A cost model that reads logs of cascades; a capability beside :class:`CostModel`."""
+
+    def judge(self, table: CascadeTable, costs: Mapping[str, float], test_cost_ratio: float, seed: int) -> Judgement:
+        """Return what a logged cascade is good for.
+
+        Args:
+            table: the log.
+            costs: role -> cost of an answer.
+            test_cost_ratio: cost of a self-test over that of the stage's answer.
+            seed: of the split into halves.
         """
         ...
 

@@ -40,8 +40,12 @@ from dse.hardware import Accelerator
 from dse.knobs import ALIASES, KNOBS, Knob, Scope
 from dse.model import Block, Model, Module, ModuleKind, Section
 from dse.params import Value
+from dse.policy import answering, check_choice
 from dse.problem import PARALLEL, Problem
 
+POLICY: Final = ("draft", "draft_tokens", "cascade", "threshold", "self_tests", "prefill_chunk")
+# Words of several declarations stand in one array: wide enough for any, whichever comes first.
+_WORD: Final = np.dtype("<U64")
 _PARTS: Final = {"half": 2, "third": 3, "quarter": 4}
 _DTYPES: Final[dict[type, np.dtype[Any]]] = {
     int: np.dtype(np.int64),
@@ -161,6 +165,17 @@ class Schema:
     def _exists(self, name: str, asked: str) -> bool:
         # An alias may stand for fields of which a model lacks one (latent attention caches no values of their own).
         return name == asked or name in self.fields or not any(n in self.fields for n in ALIASES[asked])
+
+    def check_levels(self, field: Field, chosen: np.ndarray, levels: Sequence[Value], where: str) -> None:
+        """Check levels whose legal values depend on the problem's roles.
+
+        Raises:
+            UserError: one that cannot be.
+        """
+        if field.name in ("draft", "cascade"):
+            roles = [field.entries[i].role for i in chosen]
+            for value in levels:
+                check_choice(field.name, roles, value, self.problem.models, where)
 
     def groups(self, entries: Sequence[Entry], per: str, where: str) -> tuple[np.ndarray, list[str]]:
         """Return the group of each entry, shape (len(entries),), and the label of each group.
@@ -292,6 +307,8 @@ def _part_names(entries: Iterable[Entry]) -> set[str]:
 
 
 def _field(knob: Knob, problem: Problem, channel_groups: int) -> Field | None:
+    if knob.name in POLICY and problem.policy is None:
+        return None
     if knob.scope is Scope.PROBLEM:
         value = problem.defaults().get(knob.name)
         if value is None:
@@ -303,7 +320,7 @@ def _field(knob: Knob, problem: Problem, channel_groups: int) -> Field | None:
         entries += _entries(knob, role, model, channel_groups, problem)
     if not entries:
         return None
-    dtype = np.dtype(np.uint8) if knob.spread else _DTYPES[knob.kind]
+    dtype = np.dtype(np.uint8) if knob.spread else _DTYPES.get(knob.kind, _WORD)
     default = np.full(len(entries), knob.default, dtype=dtype)
     return Field(knob, tuple(entries), default)
 
@@ -319,6 +336,9 @@ def _entries(knob: Knob, role: str, model: Model, channel_groups: int, problem: 
             return [_module_entry(role, m, 0, 1) for m in model.modules if m.kind is ModuleKind.LINEAR]
         case Scope.IMAGE:
             return [Entry(role)] if _has_image_knob(knob, model) else []
+        case Scope.ANSWER | Scope.STAGE:
+            asked = answering(list(problem.models))
+            return [Entry(role)] if role in asked[: None if knob.scope is Scope.ANSWER else -1] else []
         case Scope.TEXT:
             return [Entry(role)] if any(b.caches for b in model.blocks) else []
         case Scope.ATTENTION | Scope.MLP | Scope.NORM:
@@ -353,6 +373,10 @@ def _has_image_knob(knob: Knob, model: Model) -> bool:
 
 
 def _why_absent(knob: Knob, problem: Problem) -> str:
+    if knob.name in POLICY:
+        if problem.policy is None:
+            return "the problem has no policy; give policy=Policy() for drafters and cascades"
+        return "it belongs to stages before the target, and there is none (role stage1)"
     if knob.name == "fuse_groups":
         return "the study names no fusion groups"
     if knob.scope in (Scope.ATTENTION, Scope.MLP, Scope.NORM) and not isinstance(problem.hardware, Accelerator):

@@ -334,6 +334,7 @@ class BoundSpace:
         where = f"space: {path}"
         fields, chosen, _ = self.schema.select(path)
         levels = self._levels(path, domain, fields[0])
+        self.schema.check_levels(fields[0], chosen[0], levels, where)
         members: dict[str, dict[str, np.ndarray]] = {}
         for field, entries in zip(fields, chosen, strict=True):
             entries = entries[owners[field.name][entries] == number]

@@ -33,6 +33,7 @@ from dse.hardware import Accelerator, Device, read_hardware
 from dse.model import Model, read_model
 from dse.objectives import Goal
 from dse.params import Value
+from dse.policy import Policy
 from dse.problem import TARGET, Problem, WeightFormat
 from dse.profile import QualityProfile, read_profile
 from dse.protocols import CostModel, Proposer
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 SPEC_FORMAT: Final = 1
 DEFAULT_COST_MODELS: Final = ("analytical", "prior")
+POLICY_COST_MODELS: Final = ("policy",)
 PROFILED_COST_MODELS: Final = ("analytical", "surrogate")
 DB_VARIABLE: Final = "DSE_DB"
 WAIT_STEP_S: Final = 0.5
@@ -71,9 +73,11 @@ class Study:
         constraints: "area_mm2 <= 40, memory_bytes <= 4 GiB".
         proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves. One that
             answers late ("llm") takes no turns: it joins "auto" as an arm.
-        cost_models: names or cost models, one per metric group.
+        cost_models: names or cost models, one per metric group; by default "analytical" and "prior", with a policy
+            "policy", which gives the metrics of both for whole requests.
         weight_format: storage format of quantised weights.
         fusion: operators that run fused beside the named forms, see :class:`dse.problem.Problem`.
+        policy: what is known of drafters and cascade stages; gives the space their knobs.
         quality: quality profile of the model, as a file or read already; a mapping role -> profile where there are
             several models. With one, the cost model "surrogate" takes the place of "prior" unless others are named.
         trials: designs that a run evaluates unless it is told otherwise.
@@ -101,6 +105,7 @@ class Study:
         cost_models: str | Sequence[str | CostModel] | None = None,
         weight_format: WeightFormat | None = None,
         fusion: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+        policy: Policy | None = None,
         quality: str | Path | QualityProfile | Mapping[str, str | Path | QualityProfile] | None = None,
         trials: int = 1000,
         seed: int = 0,
@@ -120,11 +125,12 @@ class Study:
             hardware=hardware if isinstance(hardware, Accelerator | Device) else read_hardware(hardware),
             weight_format=weight_format or WeightFormat(),
             fusion=fusion or {},
+            policy=policy,
             quality=_profiles(quality),
         )
         self.space = space
         self.bound_space = space.bind(self.problem)
-        named = cost_models or (PROFILED_COST_MODELS if TARGET in self.problem.quality else DEFAULT_COST_MODELS)
+        named = cost_models or _default_cost_models(self.problem)
         self.cost_models = (named,) if isinstance(named, str) else tuple(named)
         if TARGET in self.problem.quality:
             check_coverage(self.problem.quality[TARGET], self.bound_space)
@@ -336,6 +342,12 @@ class Study:
                 "change it back, rename the study, or keep both with 'dse run FILE --fork NEW_NAME'",
             )
         return row
+
+
+def _default_cost_models(problem: Problem) -> tuple[str, ...]:
+    if problem.policy is not None:
+        return POLICY_COST_MODELS
+    return PROFILED_COST_MODELS if TARGET in problem.quality else DEFAULT_COST_MODELS
 
 
 def database(db: str | Path | None) -> str:

@@ -21,9 +21,9 @@ import torch
 from costmodels.measured.anatomy import Anatomy, BlockKey, Units, matrix_of
 from costmodels.measured.quantise import PLAIN_BITS, Quantiser, in_groups, over_positions
 from costmodels.measured.target import IMAGE_KNOBS
+from dse.entries import Entry
 from dse.params import Value
 from dse.profile import Group
-from dse.schema import Entry
 
 
 @dataclass

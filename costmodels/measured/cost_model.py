@@ -61,7 +61,7 @@ class Measured:
         profile = read_profile(self.profile) if self.profile else problem.quality.get(TARGET)
         if profile is None:
             raise UserError(
-                f"the cost model 'measured' needs a profile of {problem.target.name}, which says where model and data are",
+                f"the cost model 'measured' needs a profile of {problem.target.name}, which says where its model is",
                 'make one with "dse profile" and give Study(quality="FILE.jsonl"), or name it: "measured:FILE.jsonl"',
             )
         return MeasuredEvaluator(profile, problem)

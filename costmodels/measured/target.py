@@ -302,7 +302,7 @@ def windows(text: Path, folder: Path, *, second: bool) -> list[torch.Tensor]:
     from transformers import AutoTokenizer
 
     try:
-        tokeniser = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+        tokeniser = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder} has no tokeniser that can be loaded: {error}", "copy it beside the weights"

@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "model": "dse.cli.catalogs",
     "hardware": "dse.cli.catalogs",
     "calibrate": "dse.cli.calibrating",
+    "cascade": "dse.cli.cascading",
     "allocate": "dse.cli.allocating",
     "profile": "dse.cli.profiling",
     "knobs": "dse.cli.catalogs",

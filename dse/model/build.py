@@ -10,6 +10,9 @@ from dse.model.blocks import block, block_row
 from dse.model.parts import PHASES, Block, Dim, Graph, Module, ModuleKind, OpKind, Section
 from dse.model.shapes import Decoder, Norm, Pipeline, Regroup, Shape, Stack, Step, Vector
 
+# Owner of weights that lie in another model.
+TARGET_OWNS = "(target)"
+
 
 class Tables(NamedTuple):
     """What a model is made of: modules and blocks in checkpoint order, and a graph per phase."""
@@ -114,19 +117,37 @@ def _table(a: Assembly, site: Site, item: Step, x: str) -> str:
 def _decode(a: Assembly, shape: Decoder) -> None:
     wide = Dim(shape.hidden)
     site = Site("decoder", Section.STEM, shape.path, wide, "token", "context")
-    table = a.module(site, shape.embed, ModuleKind.EMBEDDING, Dim(shape.embedding_rows), wide)
+    owner = TARGET_OWNS if shape.shares else ""
+    rows = Dim(shape.embedding_rows)
+    table = a.module(site, shape.embed, ModuleKind.EMBEDDING, rows, wide, tied_to=owner)
     x = _decoder_inputs(a, site, shape, a.op(site, shape.embed, OpKind.EMBED, (), wide, module=table))
+    if shape.joined:
+        x = a.linear(site, "fc", (x,), wide.times(shape.joined), wide, bias=True)
     for i, one in enumerate(shape.blocks):
         path = join(shape.path, shape.layers, str(i))
         inside = replace(site, section=Section.BLOCK, path=path, block=i)
         x = block(a, inside, one, x)
         if a.phase == "prefill" and i < shape.n_injected:
             x = a.op(inside.on("visual"), "inject_visual", OpKind.ADD, (x,), wide)
-    x = a.norm(replace(site, section=Section.HEAD), shape.norm, x, wide)
+    if shape.n_heads:
+        _draft_heads(a, replace(site, section=Section.HEAD, rows="last"), shape, x)
+        return
+    if not shape.shares:
+        x = a.norm(replace(site, section=Section.HEAD), shape.norm, x, wide)
     above, _, leaf = shape.head.rpartition(".")
     head = replace(site, section=Section.HEAD, path=above, rows="last")
-    tied = table if shape.tied else ""
+    tied = owner or (table if shape.tied else "")
     a.linear(head, leaf, (x,), wide, Dim(shape.vocab), bias=shape.head_bias, tied_to=tied)
+
+
+def _draft_heads(a: Assembly, site: Site, shape: Decoder, x: str) -> None:
+    """Write heads that each guess one further token from the same features: x + silu(linear x), then the vocabulary."""
+    wide = Dim(shape.hidden)
+    for i in range(shape.n_heads):
+        y = a.linear(site, f"{i}.0.linear", (x,), wide, wide, bias=True)
+        y = a.op(site, f"{i}.0.act", OpKind.ACTIVATION, (y,), wide)
+        y = a.op(site, f"{i}.0.add", OpKind.ADD, (x, y), wide)
+        a.linear(site, f"{i}.1", (y,), wide, Dim(shape.vocab))
 
 
 def _decoder_inputs(a: Assembly, site: Site, shape: Decoder, x: str) -> str:

@@ -314,6 +314,9 @@ class Decoder:
         position_leaf: leaf of that table.
         inputs: row symbols of encoder outputs that take the place of token embeddings.
         n_injected: first blocks after which further visual features are added.
+        shares: whether token table and head are those of another model (of the target of a draft head).
+        joined: feature vectors per position that one linear step joins before the blocks, 0 without it.
+        n_heads: heads of a residual linear step and an own projection onto the vocabulary each, 0 for the usual one.
     """
 
     path: str
@@ -331,6 +334,9 @@ class Decoder:
     position_leaf: str = "embed_positions"
     inputs: tuple[str, ...] = ()
     n_injected: int = 0
+    shares: bool = False
+    joined: int = 0
+    n_heads: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from dse.acceptance import Acceptance
+from dse.cascades import CascadeProfile, StageProfile
 from dse.hardware import read_hardware
 from dse.model import Model
 from dse.params import Choice, Float
+from dse.policy import Policy
 from dse.problem import TARGET, Problem
 from dse.profile import (
     Configuration,
@@ -72,6 +75,19 @@ def small_problem(kind: str = "vision-language", hardware: str = "npu-template",
     return Problem({TARGET: small_model(kind)}, request, read_hardware(hardware))
 
 
+def small_policy_problem(hardware: str = "npu-template") -> Problem:
+    """Return a problem with a stage before the target, a drafter for both, and a profile of their answers."""
+    small = {**_DECODER, "num_hidden_layers": 1}
+    models = {
+        TARGET: small_model("text"),
+        "stage1": Model.from_config({**_DECODER, "num_hidden_layers": 2}, name="small-stage"),
+        "draft": Model.from_config(small, name="small-draft"),
+    }
+    profile = CascadeProfile({"stage1": StageProfile(0.6, 0.8, 0.9, 0.3), TARGET: StageProfile(0.8, 0.7)}, n_tests=3)
+    policy = Policy({"draft": Acceptance.of_rate(0.7, 0.6, 0.8)}, profile, test_tokens=5)
+    return Problem(models, Scenario(prompt_tokens=20, output_tokens=12), read_hardware(hardware), policy=policy)
+
+
 def small_space(problem: Problem | None = None, **changed: Any) -> BoundSpace:
     """Return a bound space that varies every kind of knob that the problem has.
 
@@ -104,6 +120,12 @@ def small_space(problem: Problem | None = None, **changed: Any) -> BoundSpace:
         "tile_m": Choice(0, 4, 16, 50, 128),
         "tile_n": Choice(0, 8, 32, 60),
         "tile_k": Choice(0, 8, 32, 60),
+        "draft": Choice("none", "ngram", "draft"),
+        "draft_tokens": Choice(0, 1, 4),
+        "cascade": Choice("target", "stage1", "stage1+target"),
+        "threshold": Float(0.0, 1.0, step=0.125),
+        "self_tests": Choice(0, 1, 3),
+        "prefill_chunk": Choice(0, 4, 7),
         "loop_order": Choice("auto", "mnk", "mkn", "nmk", "nkm", "kmn", "knm"),
     } | changed
     known = _fields(problem)

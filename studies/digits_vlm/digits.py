@@ -10,6 +10,7 @@ Digits are split before pictures are made of them: nothing that is measured was 
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -173,10 +174,30 @@ def forward(
     tower = core.vision_tower
     # The features of LLaVA are those in front of the tower's last norm.
     features = tower.encoder(inputs_embeds=tower.embeddings(batch["pixels"])).last_hidden_state
-    return answer_logits(net, core.multi_modal_projector(features), batch)
+    visual = fewer(core.multi_modal_projector(features), visual_token_keep, token_stride)
+    return answer_logits(net, visual, batch)
+
+
+def fewer(visual: torch.Tensor, visual_token_keep: float, token_stride: int) -> torch.Tensor:
+    """Return visual tokens, averaged over squares of the picture and thinned at equal steps, shape (n, fewer, width).
+
+    Args:
+        visual: tokens of a square picture, row by row, shape (n, tokens, width).
+        visual_token_keep: part kept, rounded up.
+        token_stride: side of the squares; those at the edge may be smaller.
+    """
+    n, n_tokens, width = visual.shape
+    if token_stride > 1:
+        side = math.isqrt(n_tokens)
+        squares = visual.transpose(1, 2).reshape(n, width, side, side)
+        pooled = torch.nn.functional.avg_pool2d(squares, token_stride, ceil_mode=True)
+        visual = pooled.flatten(2).transpose(1, 2)
+    kept = math.ceil(visual_token_keep * visual.shape[1])
+    return visual[:, torch.linspace(0, visual.shape[1] - 1, kept).round().long()]
 
 
 def answer_logits(net: Any, visual: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of the answers' words after some visual tokens, and which of them count."""
     words = torch.cat([batch["question"][:, None], batch["answer"][:, :-1]], dim=1)
     text = net.model.language_model.embed_tokens(words)
     hidden = net.model.language_model(inputs_embeds=torch.cat([visual, text], dim=1), use_cache=False)

@@ -3,8 +3,8 @@
     python studies/digits_vlm/study.py FOLDER
 
 Trains the model of digits.py (some minutes on one core, once), profiles it, searches bit maps, pruning, visual tokens
-and an accelerator together with the profile as the measure of quality, then runs designs of the front on the real model and
-prints what was predicted against what was measured. Whatever is in FOLDER already is not done again.
+and an accelerator together with the profile as the measure of quality, then runs designs of the front on the real model
+and prints what was predicted against what was measured. Whatever is in FOLDER already is not done again.
 """
 
 import sys

@@ -26,7 +26,14 @@ def plugins(monkeypatch):
 
 
 def test_built_ins_are_found_by_name():
-    assert set(catalogue.listing("cost model")) == {"analytical", "prior", "simulated"}
+    assert set(catalogue.listing("cost model")) == {
+        "analytical",
+        "measured",
+        "policy",
+        "prior",
+        "simulated",
+        "surrogate",
+    }
     assert catalogue.cost_model("analytical").group == "hardware"
     assert catalogue.exporter("design").help
     assert {e.distribution for e in catalogue.listing("proposer").values()} == {"mfm-dse"}

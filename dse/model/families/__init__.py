@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from dse.model.families.decoders import Paths
+from dse.model.families.heads import HEADS, head
 from dse.model.families.internvl import internvl, internvl_chat
 from dse.model.families.multimodal import TEXT, Reading, context_length
 from dse.model.families.qwen_vl import qwen2_5_vl, qwen2_vl, qwen3_vl
@@ -39,7 +40,7 @@ MULTIMODAL: Final[Mapping[str, Callable[[Fields, Fields], Reading]]] = {
 
 # Language models that exist only inside others, as "qwen2_vl_text" does, are not offered at the top level.
 ARCHITECTURES: Final = tuple(
-    sorted([*MULTIMODAL, *(n for n in TEXT if not n.endswith(("_vl_text", "_model", "_moe_text")))])
+    sorted([*MULTIMODAL, *HEADS, *(n for n in TEXT if not n.endswith(("_vl_text", "_model", "_moe_text")))])
 )
 
 
@@ -52,6 +53,8 @@ def read_config(f: Fields, processor: Fields) -> Reading:
     """
     if f.model_type in MULTIMODAL:
         return MULTIMODAL[f.model_type](f, processor)
+    if f.model_type in HEADS:
+        return head(f, read_config)
     if f.model_type in ARCHITECTURES:
         return Reading(Shape((), TEXT[f.model_type](f, Paths())), max_context=context_length(f))
     raise f.unsupported(ARCHITECTURES)
