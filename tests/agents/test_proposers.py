@@ -18,9 +18,10 @@ from dse.testing.samples import small_problem, small_space
 SPACE = small_space()
 FEW = Space(dataflow=Choice("ws", "os"), pe_rows=Choice(4, 8, 16), batch=Choice(*range(1, 40))).bind(small_problem())
 NAMES = [
-    "auto", "auto:arms=evolve+random+optuna:nsga2", "auto:with=llm", "llm", "evolve", "tpe", "gp", "local", "enumerate",
+    "auto", "auto:arms=evolve+random+optuna:nsga2", "evolve", "tpe", "gp", "local", "enumerate", "allocate",
     "random", "sobol", "optuna:tpe", "optuna:nsga2", "optuna:nsga3", "optuna:random",
     "optuna:nsga2:population_size=6", "optuna:tpe:n_startup_trials=4,n_ei_candidates=8",
+    "bottleneck", "auto:with=llm", "llm",
 ]  # fmt: skip
 
 
