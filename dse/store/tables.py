@@ -43,7 +43,7 @@ from sqlalchemy import (
 
 APPLICATION: Final = "mfm-dse"
 SCHEMA_VERSION: Final = 3
-REVISION: Final = "0003"  # of the migrations; one per schema version
+REVISION: Final = f"{SCHEMA_VERSION:04d}"  # of the migrations; one per schema version
 
 metadata = MetaData()
 

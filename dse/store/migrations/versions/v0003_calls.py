@@ -59,4 +59,4 @@ def upgrade() -> None:
         sa.Column("batch", sa.Integer, nullable=False),
     )
     meta = sa.table("meta", sa.column("key"), sa.column("value"))
-    op.execute(sa.update(meta).where(meta.c.key == "schema_version").values(value="3"))
+    op.execute(sa.update(meta).where(meta.c.key == "schema_version").values(value=str(int(revision))))
