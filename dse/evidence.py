@@ -22,8 +22,10 @@ import numpy as np
 
 from dse import units
 from dse.accelerators import Accelerator
+from dse.cascades import CascadeProfile
 from dse.metrics import METRICS, MetricBatch
 from dse.objectives import Goal
+from dse.policy import Policy
 from dse.problem import Problem
 from dse.protocols import Breakdown, History
 from dse.space import BoundSpace, row_keys
@@ -31,6 +33,7 @@ from dse.space import BoundSpace, row_keys
 Label = tuple[str, str, str, str]
 Explain = Callable[[np.ndarray], Sequence[Breakdown]]
 _REMEMBERED: Final = 512
+_RATES: Final = 6
 # Metrics that are some phases of another one's parts.
 _PHASES_OF: Final = {
     "ttft_s": ("encode", "prefill"), "encode_s": ("encode",), "prefill_s": ("prefill",), "decode_s": ("decode",),
@@ -328,6 +331,24 @@ def describe(problem: Problem) -> list[str]:
         f"{s.output_tokens} output tokens, {s.batch} requests together"
     )
     lines.append(_hardware(problem))
+    return lines + ([] if problem.policy is None else _policy(problem.policy))
+
+
+def _policy(policy: Policy) -> list[str]:
+    """Return what is known of drafters and stages, by their roles."""
+    lines = []
+    for drafter, known in policy.rates.items():
+        rates = ", ".join(f"{rate:.2f}" for rate in known.rates[:_RATES])
+        lines.append(f"guesses of {drafter}: kept at rates of {rates}{' each' if known.goes_on else ' and so on'}")
+    answers = policy.answers
+    if answers is not None:
+        if isinstance(answers, CascadeProfile):
+            right = {stage: profile.accuracy for stage, profile in answers.stages.items()}
+        else:
+            right = dict(zip(answers.stages, answers.correct.mean(axis=0).tolist(), strict=True))
+        told = ", ".join(f"{stage} {ratio:.0%}" for stage, ratio in right.items())
+        lines.append(f"answers that are right without compression: {told}")
+        lines.append(f"a self-test of an answer takes {policy.test_tokens} tokens")
     return lines
 
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dse import Choice, Float, Scenario, Space, Study
+from dse import CascadeProfile, Choice, Float, Policy, Scenario, Space, StageProfile, Study
+from dse.acceptance import Acceptance
+from dse.cascades import CascadeTable
 from dse.evaluation import Evaluation
 from dse.evidence import Evidence, describe, effects, merge, metric_words, pairs, sensitivities, shares
 from dse.objectives import Goal
@@ -155,6 +157,22 @@ def test_a_problem_in_words_has_units_and_no_names(hardware):
     assert problem.hardware.name not in text
     assert "vision of 3 blocks, decoder of 3 blocks" in text
     assert metric_words("latency_s").startswith("latency_s (s): ")
+
+
+def test_drafters_and_stages_are_described_by_their_roles():
+    log = CascadeTable(("stage1", "target"), np.full((4, 2), 0.5), np.array([[1, 1], [0, 1], [0, 1], [0, 0]]), None,
+                       np.zeros((4, 2, 0)), "/home/me/answers.csv")  # fmt: skip
+    profile = CascadeProfile({"stage1": StageProfile(0.25), "target": StageProfile(0.75)})
+    for cascade in (log, profile):
+        rates = {"ngram": 0.4, "draft": Acceptance.of_lengths([0.2, 0.4, 0.4])}
+        policy = Policy(acceptance=rates, cascade=cascade, test_tokens=80)
+        models = dict.fromkeys(("target", "stage1", "draft"), small_problem().target)
+        text = "\n".join(describe(replace(small_problem(), models=models, policy=policy)))
+        assert "guesses of ngram: kept at rates of 0.40 each" in text
+        assert "guesses of draft: kept at rates of 0.80, 0.50 and so on" in text  # half of those that kept one keep two
+        assert "without compression: stage1 25%, target 75%" in text
+        assert "80 tokens" in text
+        assert "answers.csv" not in text
 
 
 class Cut(Exception):
