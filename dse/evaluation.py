@@ -125,6 +125,10 @@ class Evaluation:
             raise UserError("a breakdown is of designs with the same structural knobs", "ask for one design at a time")
         return combinations[0][0]
 
+    def explain(self, codes: np.ndarray) -> list[Breakdown]:
+        """Return the additive parts of the metrics of rows of codes that share their structural knobs."""
+        return self.breakdown(self.space.decode(codes))
+
     def summed_loss(self, codes: np.ndarray) -> np.ndarray | None:
         """Return the loss of each row as a sum over places, shape (n,); None where no cost model has such sums."""
         batch = self.space.decode(codes)
