@@ -30,9 +30,12 @@ def page() -> None:
     if not len(results):
         st.info("This study has no design yet.")
         return
-    default = ",".join(map(str, basket() or view.front[:: max(1, len(view.front) // 3)][:3].tolist()))
-    text = st.text_input("designs", default, key="designs", bind="query-params", help="numbers, up to six: 3, 17, 40")
-    numbers = list(dict.fromkeys(int(word) for word in re.findall(r"\d{1,9}", text or "")))
+    # Empty by default: what equals a default is left out of the address, and this one would change with time.
+    usual = ", ".join(map(str, basket(results.row.name) or view.front[:: max(1, len(view.front) // 3)][:3].tolist()))
+    text = st.text_input(
+        "designs", key="designs", bind="query-params", placeholder=usual, help="numbers, up to six: 3, 17, 40"
+    )
+    numbers = list(dict.fromkeys(int(word) for word in re.findall(r"\d{1,9}", text or usual)))
     unknown = [n for n in numbers if n >= len(results)]
     numbers = [n for n in numbers if n < len(results)]
     if unknown:

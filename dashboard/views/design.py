@@ -86,7 +86,7 @@ def _verdict(view: View, number: int, record: dict[str, Any]) -> None:
     left, right = st.columns([4, 1])
     left.text(f"proposed by {record['proposer']}")
     if right.button("Set aside to compare", icon=":material/bookmark_add:"):
-        set_aside([number])
+        set_aside(view.results.row.name, [number])
         st.toast("set aside: the Compare page has it")
 
 
@@ -218,7 +218,8 @@ def _exports(results: Results, number: int, is_feasible: bool) -> None:
     names = catalogue.listing("exporter")
     if not is_feasible:
         st.warning("This design is not feasible; what is exported says so.")
-    name = st.selectbox("format", names, key="format")
+    # The whole design first; the others are each for one tool.
+    name = st.selectbox("format", sorted(names, key=lambda n: (n != "design", n)), key="format")
     exporter = catalogue.exporter(name)
     st.text(exporter.help)
     try:

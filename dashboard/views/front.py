@@ -19,6 +19,7 @@ from dashboard.views.shell import (
     choose_study,
     drawable_metrics,
     guarded,
+    link,
     live,
     metric_columns,
     metric_frame,
@@ -296,17 +297,16 @@ def _selected(results: Results, event: Any) -> None:
 
 
 def _open_or_compare(results: Results, numbers: Sequence[int], key: str) -> None:
-    from dashboard.views import navigation
-
-    left, middle, right = st.columns([1, 1, 3])
+    left, middle, right = st.columns([1, 1, 3], vertical_alignment="center")
     name = results.row.name
-    if left.button(f"Open design {numbers[0]}", key=f"open-{key}", icon=":material/developer_board:"):
-        st.switch_page(navigation()["design"], query_params={"study": name, "design": str(numbers[0])})
+    at = {"study": name} | ({"fidelity": results.fidelity} if len(results.fidelities) > 1 else {})
+    link(left, "design", f"Open design {numbers[0]}", ":material/developer_board:", **at, design=str(numbers[0]))
     if middle.button("Set aside to compare", key=f"aside-{key}", icon=":material/bookmark_add:"):
-        set_aside(numbers)
-    if basket() and right.button(f"Compare {', '.join(map(str, basket()))}", key=f"compare-{key}"):
-        designs = ",".join(map(str, basket()))
-        st.switch_page(navigation()["compare"], query_params={"study": name, "designs": designs})
+        set_aside(name, numbers)
+    if aside := basket(name):
+        designs = ",".join(map(str, aside))
+        label = f"Compare {designs.replace(',', ', ')}"
+        link(right, "compare", label, ":material/compare_arrows:", **at, designs=designs)
 
 
 def _picks(view: View, front: np.ndarray) -> None:

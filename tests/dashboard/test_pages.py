@@ -206,7 +206,7 @@ def test_a_selection_is_listed_and_can_be_set_aside(database):
     checked(app.run())
     assert said(app, "2 designs selected")
     checked(next(b for b in app.button if b.key == "aside-selected").click().run())
-    assert app.session_state["basket"] == [3]
+    assert app.session_state["baskets"] == {"small": [3]}
 
 
 def test_one_design(database):
