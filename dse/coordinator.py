@@ -7,6 +7,7 @@ control table and stop rules.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from dse.evaluation import build_evaluation
 from dse.execute import Means, make_executor
 from dse.loop import Batch, Loop, Progress
 from dse.metrics import MetricBatch
+from dse.protocols import Corresponding
 from dse.results import check_codes, code_dtype
 from dse.stopping import Rules
 from dse.store import HEARTBEAT_S, EvaluatorRow, Store, StoredStudy, StudyRow
@@ -77,6 +79,8 @@ def drive(
             seed=study.seed, ask_size=study.ask_size, lag=study.lag,
         )  # fmt: skip
         loop.reference = row.reference
+        loop.record.evidence.explain = study.evaluation.explain
+        loop.record.evidence.problem = study.problem
         if means.timeout_s is not None:
             loop.ask_limit_s = max(ASK_LIMIT_S, means.timeout_s)
         for batch, groups, by in _stored_batches(stored, one_by_one=row.reference is None):
@@ -86,6 +90,7 @@ def drive(
             if only_given:
                 target = loop.n_designs
         rule = rules.watch(loop.record, clock)
+        _open(study, store, row.id, report is None)
         with _stop_on_signal() as stopping, _reporting(study.name, report) as tell, _heartbeat(store, row.id):
             for progress in loop.run(target, lambda: stopping() or journal.should_stop(stopping), rule):
                 if loop.reference is not None and journal.reference is None:
@@ -118,9 +123,29 @@ def drive(
         patiently(lambda: store.update_study(row.id, state=state, stop_reason=reason or end))
         raise
     finally:
+        _close(study)
         workers_pool.close()
     state = "stopped" if end == "stopped" else "finished"
     patiently(lambda: store.update_study(row.id, state=state, stop_reason=end))
+
+
+def _open(study: Study, store: Store, study_id: int, is_told: bool) -> None:
+    """Begin the run for proposers that keep letters, before anything is evaluated."""
+
+    def tell(text: str) -> None:
+        if is_told:
+            print(f"{study.name}: {text}", file=sys.stderr)  # noqa: T201
+
+    for proposer in study.proposers:
+        if isinstance(proposer, Corresponding):
+            proposer.open(store.call_log(study_id), tell)
+
+
+def _close(study: Study) -> None:
+    for proposer in study.proposers:
+        if isinstance(proposer, Corresponding):
+            with suppress(DseError):  # a store that is gone has been told of already
+                proposer.close()
 
 
 class _StoreJournal:

@@ -27,7 +27,7 @@ from dse.knobs import KNOBS
 from dse.metrics import MetricBatch, Status
 from dse.params import Value
 from dse.problem import Problem
-from dse.protocols import Additive, Breakdown, CostModel, Evaluator
+from dse.protocols import Additive, Breakdown, CostModel, Evaluator, Roofed, Roofline
 from dse.space import BoundSpace, Space
 
 _MAX_COMBINATIONS: Final = 256
@@ -111,10 +111,23 @@ class Evaluation:
 
     def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
         """Return the additive parts of the metrics of designs that share their structural knobs."""
+        return [part for e in self._evaluators(self._shared(batch)) for part in e.breakdown(batch)]
+
+    def roofline(self, batch: DesignBatch) -> Roofline | None:
+        """Return operators of designs that share their structural knobs against peaks; None without such a model."""
+        found = [e.roofline(batch) for e in self._evaluators(self._shared(batch)) if isinstance(e, Roofed)]
+        return found[0] if found else None
+
+    def _shared(self, batch: DesignBatch) -> tuple[Value, ...]:
+        """Return the structural knobs of all designs of a batch."""
         combinations = list(self._partition(batch))
         if len(combinations) != 1:
             raise UserError("a breakdown is of designs with the same structural knobs", "ask for one design at a time")
-        return [part for e in self._evaluators(combinations[0][0]) for part in e.breakdown(batch)]
+        return combinations[0][0]
+
+    def explain(self, codes: np.ndarray) -> list[Breakdown]:
+        """Return the additive parts of the metrics of rows of codes that share their structural knobs."""
+        return self.breakdown(self.space.decode(codes))
 
     def summed_loss(self, codes: np.ndarray) -> np.ndarray | None:
         """Return the loss of each row as a sum over places, shape (n,); None where no cost model has such sums."""

@@ -253,7 +253,7 @@ class Loop:
         name, proposals = proposer.name, None
         if self._stalls < _STALLS_BEFORE_RANDOM:
             pending = [(b.codes, b.marks, b.proposer) for b, _ in self._open]
-            history = self.record.view(name, proposer.window, pending)
+            history = self.record.view(name, proposer.window, pending, number)
             proposals = ask(proposer, history, k, rng, self.ask_limit_s, self.mishaps)
         if proposals is None:
             rng = np.random.default_rng([self.seed, number])
@@ -310,6 +310,7 @@ class Loop:
             batch.marks,
             proposers or [(batch.proposer, n)],
         )
+        self.record.evidence.keep(joined)
         if self.reference is None and len(self.record.archive):
             self.reference = reference_point(self.record.objectives()[self.record.violation() == 0])
 

@@ -22,7 +22,7 @@ from dse.objectives import Goal
 from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
-from dse.protocols import Breakdown, Chosen, CostModelUsed
+from dse.protocols import Breakdown, Chosen, CostModelUsed, Roofline
 from dse.shown import metric_records
 from dse.space import BoundSpace, Space
 from dse.store import EvaluatorRow, Store, StoredStudy, StudyRow
@@ -246,11 +246,23 @@ class Results:
         Raises:
             UserError: a cost model is not installed here, or gives other results than when the study ran.
         """
+        return self._evaluation().breakdown(self.design(number).design)
+
+    def roofline(self, number: int) -> Roofline | None:
+        """Return a design's operators against the peaks of its hardware; None where no cost model has any.
+
+        Raises:
+            UserError: as :meth:`breakdown`.
+        """
+        return self._evaluation().roofline(self.design(number).design)
+
+    def _evaluation(self) -> Evaluation:
+        """Return the cost models of the study, which are what they were when it ran."""
         stored = {e.cost_model: e.fingerprint for e in self.evaluators}
         evaluation = Evaluation(self.space, list(stored))
         if evaluation.fingerprints() != list(stored.values()):
             raise UserError("the cost models have changed since this study ran, so its breakdown is not recomputed")
-        return evaluation.breakdown(self.design(number).design)
+        return evaluation
 
     @property
     def waiting(self) -> str:

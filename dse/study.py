@@ -73,7 +73,8 @@ class Study:
         space: the knobs to vary.
         objectives: "min latency_s, max accuracy_ratio".
         constraints: "area_mm2 <= 40, memory_bytes <= 4 GiB".
-        proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves.
+        proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves. One that
+            answers late ("llm") takes no turns: it joins "auto" as an arm.
         cost_models: names or cost models, one per metric group, that evaluate every design; by default "analytical" and
             "prior", with a policy "policy", which gives the metrics of both for whole requests.
         ladder: rungs above these, from low to high: dearer cost models that evaluate the promising designs only,
@@ -143,7 +144,7 @@ class Study:
             self.bound_space, self.evaluation, (ladder,) if isinstance(ladder, Rung) else ladder, self.goal.metrics
         )
         listed = [proposers] if isinstance(proposers, str) or not isinstance(proposers, Sequence) else list(proposers)
-        self.proposers = [catalogue.proposer(p) if isinstance(p, str) else p for p in listed]
+        self.proposers = catalogue.together([catalogue.proposer(p) if isinstance(p, str) else p for p in listed])
         if not self.proposers:
             raise UserError("a study needs at least one proposer", 'use proposers="auto"')
         for number, what in ((trials, "trials"), (ask_size, "ask_size"), (lag, "lag")):
@@ -164,12 +165,16 @@ class Study:
         """Its cost models, prepared in this process."""
         return Evaluation(self.bound_space, self.cost_models)
 
-    def with_changes(self, *, name: str | None = None, seed: int | None = None) -> Study:
-        """Return the same study under another name or with another seed."""
+    def with_changes(
+        self, *, name: str | None = None, seed: int | None = None, proposers: Sequence[str | Proposer] = ()
+    ) -> Study:
+        """Return the same study under another name, with another seed, or with further proposers."""
         copy = object.__new__(Study)
         copy.__dict__ |= self.__dict__
         copy.name = self.name if name is None else _check_name(name)
         copy.seed = self.seed if seed is None else seed
+        further = [catalogue.proposer(p) if isinstance(p, str) else p for p in proposers]
+        copy.proposers = catalogue.together([*self.proposers, *further])
         return copy
 
     def spec(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ _COMMANDS: Final = {
     "profile": "dse.cli.profiling",
     "knobs": "dse.cli.catalogs",
     "db": "dse.cli.upkeep",
+    "llm": "dse.cli.llm",
     "doctor": "dse.cli.catalogs",
     "completion": "dse.cli.starting",
 }

@@ -9,6 +9,7 @@
     studies.py     studies as rows
     leases.py      who writes a study, and what users ask of it
     writing.py     batches and metrics
+    calling.py     calls to language models
     store.py       all of these, and reading back
     rows.py        what is given back
 

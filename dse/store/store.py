@@ -13,11 +13,11 @@ from sqlalchemy import Connection, select
 
 from dse.metrics import MetricBatch, Status, ToldLimit
 from dse.store import tables
+from dse.store.calling import Calling
 from dse.store.rows import Answers, Promotion, StoredStudy
-from dse.store.writing import Writing
 
 
-class Store(Writing):
+class Store(Calling):
     """A database of studies.
 
     Args:

@@ -8,6 +8,9 @@
     promotion   designs chosen for an upper rung, in the order of their choice, before they are evaluated there
     evaluation  the metrics of a design by one evaluator; those of rung 0 answer every design
     control     what a user asks of a running study (pause, resume, stop)
+    llm_session what a run of a study could spend on calls to language models, and why it stopped asking
+    llm_call    one call: prompt, parameters, usage, raw answer, outcome
+    llm_edit    one proposal of an answer: what it changes and predicts, the verdict, its design's hash
     alembic_version  the last migration, for Alembic
 
 Facts are stored, states follow from them. A design is *done*, *infeasible* or *failed* by its evaluations. Without one
@@ -40,8 +43,8 @@ from sqlalchemy import (
 )
 
 APPLICATION: Final = "mfm-dse"
-SCHEMA_VERSION: Final = 3
-REVISION: Final = "0003"  # of the migrations; one per schema version
+SCHEMA_VERSION: Final = 4
+REVISION: Final = f"{SCHEMA_VERSION:04d}"  # of the migrations; one per schema version
 
 metadata = MetaData()
 
@@ -147,6 +150,61 @@ control = Table(
     Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
     Column("request", String(16), nullable=False),
     Column("requested_s", Float, nullable=False),
+)
+
+llm_session = Table(
+    "llm_session",
+    metadata,
+    Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("settings", Text, nullable=False),
+    Column("started_s", Float, nullable=False),
+    Column("stop_reason", Text, nullable=False),
+)
+
+llm_call = Table(
+    "llm_call",
+    metadata,
+    Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("session", Integer, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("batch", Integer, nullable=False),
+    Column("template", String(64), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("parameters", Text, nullable=False),
+    Column("messages", Text, nullable=False),
+    Column("prompt_hash", String(32), nullable=False),
+    Column("reserved_tokens", Integer, nullable=False),
+    Column("reserved_usd", Float),
+    Column("started_s", Float, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("latency_s", Float),
+    Column("n_tries", Integer, nullable=False),
+    Column("n_prompt_tokens", Integer, nullable=False),
+    Column("n_output_tokens", Integer, nullable=False),
+    Column("usd", Float),
+    Column("answer", Text, nullable=False),
+)
+
+llm_edit = Table(
+    "llm_edit",
+    metadata,
+    Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
+    Column("call", Integer, primary_key=True, autoincrement=False),
+    Column("place", Integer, primary_key=True, autoincrement=False),
+    Column("parent", Integer, nullable=False),
+    Column("changes", Text, nullable=False),
+    Column("bottleneck", Text, nullable=False),
+    Column("predicted", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("hash", LargeBinary(16), nullable=False),
+    Column("codes", LargeBinary, nullable=False),
+    Column("batch", Integer, nullable=False),
 )
 
 alembic_version = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))

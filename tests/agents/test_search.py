@@ -23,7 +23,7 @@ from dse.record import Record
 from dse.space import Space
 from dse.testing.samples import small_problem
 
-ADAPTIVE = ["evolve", "tpe", "gp", "local", "auto"]
+ADAPTIVE = ["evolve", "tpe", "gp", "local", "bottleneck", "auto"]
 GRID = Space(
     pe_rows=Int(1, 12), pe_cols=Int(1, 12), n_cores=Int(1, 12), batch=Int(1, 12), tile_m=Int(1, 12), tile_n=Int(1, 12),
     tile_k=Int(1, 12), vector_lanes=Int(1, 12),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dse import Choice, Scenario, Space, Study
 from dse.cli.main import run
 from dse.errors import StoreRefused, UserError
 from dse.store import open_store, tables
+from dse.store.migrations import versions
 from dse.store.upkeep import check, upgrade
 from dse.testing.samples import small_model
 
@@ -255,6 +257,31 @@ def test_an_upgrade_creates_nothing(tmp_path):
     with pytest.raises(UserError, match="there is no database"):
         upgrade(tmp_path / "none.db")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
+def test_a_database_from_before_calls_gets_their_tables(request, tmp_path, server):
+    (file,) = Path(versions.__file__).parent.glob("*_calls.py")
+    last = int(file.name[1:5]) - 1
+    url = request.getfixturevalue("postgres_url") if server == "postgresql" else f"sqlite:///{tmp_path}/second.db"
+    make().run(db=url, report=quiet, executor="local")
+    before = numbers(url)
+    store = open_store(url)
+    with store.engine.begin() as connection:
+        for name in ("llm_edit", "llm_call", "llm_session"):
+            connection.exec_driver_sql(f"DROP TABLE {name}")
+        connection.execute(update(tables.meta).where(tables.meta.c.key == "schema_version").values(value=str(last)))
+        connection.execute(update(tables.alembic_version).values(version_num=f"{last:04d}"))
+    store.close()
+    with pytest.raises(StoreRefused, match=f"schema {last}"):
+        open_store(url)
+    assert upgrade(url).before == last
+    assert numbers(url) == before
+    store = open_store(url)
+    with store.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+    assert store.call_log(store.study("old").id).calls() == []
+    store.close()
 
 
 # ------------------------------------------------------------------ checks
