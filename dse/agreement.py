@@ -8,11 +8,11 @@ ones, so the rank correlation over all designs is higher as a rule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from dse.metrics import MetricBatch
 from dse.results import Results
 
 
@@ -26,6 +26,8 @@ class MetricAgreement:
         rank_correlation: -1 to 1, NaN where either is constant or there are fewer than three pairs.
         ratio: median of upper / lower, NaN where no lower value is positive.
         low_ratio, high_ratio: 5 % and 95 % quantiles of the ratios.
+        inside_ratio: share of the pairs whose upper value lies in the interval of the lower one, NaN where the lower
+            cost model gives none.
     """
 
     metric: str
@@ -34,6 +36,7 @@ class MetricAgreement:
     ratio: float
     low_ratio: float
     high_ratio: float
+    inside_ratio: float
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def agreements(results: Results) -> list[Agreement]:
                 n_front=len(front),
                 n_stayed=len(np.intersect1d(front, front_below)),
                 metrics=tuple(
-                    _of_metric(name, low.metrics.values, high.metrics.values, both)
+                    _of_metric(name, low.metrics, high.metrics, both)
                     for name in names
                     if name in low.metrics.values and name in high.metrics.values
                 ),
@@ -95,16 +98,33 @@ def agreements(results: Results) -> list[Agreement]:
     return found
 
 
-def _of_metric(
-    name: str, low: Mapping[str, np.ndarray], high: Mapping[str, np.ndarray], rows: np.ndarray
-) -> MetricAgreement:
-    a, b = low[name][rows], high[name][rows]
+def pairs(results: Results, rung: int, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the designs that have a metric on a rung and on the one below, with both values, shape (n,) each.
+
+    Args:
+        results: the study.
+        rung: the upper one, from 1.
+        metric: its name; both rungs give it.
+    """
+    low, high = results.at(rung - 1), results.at(rung)
+    rows = np.flatnonzero(low.evaluated & high.evaluated)
+    a, b = low.metrics.values[metric][rows], high.metrics.values[metric][rows]
     known = np.isfinite(a) & np.isfinite(b)
+    return rows[known], a[known], b[known]
+
+
+def _of_metric(name: str, low: MetricBatch, high: MetricBatch, rows: np.ndarray) -> MetricAgreement:
+    a, b = low.values[name][rows], high.values[name][rows]
+    known = np.isfinite(a) & np.isfinite(b)
+    inside = np.nan
+    if name in low.intervals and known.any():
+        bottom, top = (end[rows][known] for end in low.intervals[name])
+        inside = float(((b[known] >= bottom) & (b[known] <= top)).mean())
     a, b = a[known], b[known]
     positive = a > 0
     ratios = b[positive] / a[positive]
     quantiles = np.quantile(ratios, [0.05, 0.5, 0.95]).tolist() if len(ratios) else [np.nan] * 3
-    return MetricAgreement(name, len(a), rank_correlation(a, b), quantiles[1], quantiles[0], quantiles[2])
+    return MetricAgreement(name, len(a), rank_correlation(a, b), quantiles[1], quantiles[0], quantiles[2], inside)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

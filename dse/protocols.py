@@ -567,6 +567,10 @@ class Portfolio(Protocol):
         """Return the same with further arms."""
         ...
 
+    def arms_of(self, marks: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
+        """Return the names of the arms, and for each mark of a design which arm proposed it, -1 for none of them."""
+        ...
+
 
 # ---------------------------------------------------------------------------------------------- executors
 

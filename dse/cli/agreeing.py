@@ -52,7 +52,7 @@ def _print(agreement: Agreement) -> None:
     )
     if one.n_within_reach:
         click.echo(f"{one.n_within_reach:,} designs were within reach of the front when the last ones went up")
-    header = ["metric", "pairs", "rank correlation", "median ratio", "9 in 10 ratios"]
+    header = ["metric", "pairs", "rank correlation", "median ratio", "9 in 10 ratios", "inside the interval"]
     rows = [
         [
             m.metric,
@@ -60,6 +60,7 @@ def _print(agreement: Agreement) -> None:
             _shown(m.rank_correlation),
             _shown(m.ratio),
             "" if math.isnan(m.ratio) else f"{m.low_ratio:.3g} .. {m.high_ratio:.3g}",
+            "" if math.isnan(m.inside_ratio) else f"{m.inside_ratio:.0%}",
         ]
         for m in one.metrics
     ]
