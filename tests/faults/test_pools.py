@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from dse.errors import UserError
+from dse.errors import ExecutorError, UserError
 from dse.evaluation import Evaluation, build_evaluation
 from dse.execute import Means, make_executor, pool
 from dse.execute.auto import AutoExecutor
@@ -290,11 +290,8 @@ class Counted:
 
 
 def test_auto_goes_over_when_the_work_so_far_has_cost_as_much_as_a_start():
-    def missing():
-        raise UserError("not installed")
-
     local, remote = LocalExecutor(Evaluation(ROWS, (Wicked("die", rows=(99,)),))), Counted()
-    auto = AutoExecutor(local, [missing, lambda: remote])
+    auto = AutoExecutor(local, [("counted workers", lambda: remote)])
     given = []
     for row_s in [None, 1e-5, 1e-5, *[0.02] * 10]:  # 40 rows: 0.4 ms, then 0.8 s a batch
         local.row_s = row_s
@@ -302,3 +299,22 @@ def test_auto_goes_over_when_the_work_so_far_has_cost_as_much_as_a_start():
         given.append(remote.n)
     # Six batches of 0.8 s stay here (4.8 s); the seventh makes it more than five seconds.
     assert given == [0] * 9 + [40, 80, 120, 160]
+
+
+def test_auto_goes_on_without_a_pool_that_does_not_start(capsys):
+    """One line says so, and the next pool takes its place; where none starts, this process does the work."""
+
+    def broken():
+        raise ExecutorError("they did not start: no room", "a remedy")
+
+    local, remote = LocalExecutor(Evaluation(ROWS, (Wicked("die", rows=(99,)),))), Counted()
+    local.row_s = 1.0
+    auto = AutoExecutor(local, [("odd workers", broken), ("counted workers", lambda: remote)])
+    auto.submit(CODES)
+    auto.submit(CODES)
+    assert remote.n == 80
+    assert capsys.readouterr().err == "no odd workers: they did not start: no room; counted workers instead\n"
+    auto = AutoExecutor(local, [("odd workers", broken)])
+    metrics, _ = gathered(auto, CODES)
+    np.testing.assert_array_equal(metrics.values["latency_s"], CODES[:, 0] + 1.0)
+    assert capsys.readouterr().err == "no odd workers: they did not start: no room; going on in this process\n"
