@@ -51,6 +51,7 @@ _BATCH_RATIO: Final = 0.125  # of the designs known, while they are few
 _LEAST_BATCH: Final = 8
 _MEMORY: Final = 120.0  # designs after which earnings count a third
 _PRIOR_DESIGNS: Final = 12.0
+_PRIOR_DESIGNS_LATE: Final = 4.0  # nothing is known of who answers late: what it earns decides sooner
 _FLOOR: Final = 0.04
 # Prior worth of a design of each arm, while designs are few and when there are many; 1 for arms not listed.
 _EARLY: Final = {"bottleneck": 6.0, "gp": 6.0, "tpe": 1.0, "evolve": 1.0, "local": 0.5}
@@ -226,7 +227,8 @@ class Auto:
             if mean > 0:
                 # Priors are relative: an arm that earns as expected keeps its prior rate.
                 expected = prior * mean / (prior @ given / given.sum())
-                rate = (earned + _PRIOR_DESIGNS * expected) / (given + _PRIOR_DESIGNS)
+                trusted = np.where(self._late, _PRIOR_DESIGNS_LATE, _PRIOR_DESIGNS)
+                rate = (earned + trusted * expected) / (given + trusted)
         rate = np.where(allowed, rate / rate.sum(), 0.0)
         shares = np.where(allowed, _FLOOR + rate / rate.sum(), 0.0)
         return shares / shares.sum()
