@@ -100,9 +100,10 @@ class Auto:
         self.window = 0 if 0 in windows else max(1200, *windows)
 
     def with_arms(self, arms: Sequence[Proposer]) -> Auto:
-        """Return the same portfolio with further arms."""
+        """Return the same portfolio with further arms, each in the place of a late one of its name."""
         key = "with" if self._has_default_arms else "arms"
-        given = [*self._given, *arms]
+        names = {arm.name for arm in arms}
+        given = [*(a for a in self._given if not (isinstance(a, Late) and a.name in names)), *arms]
         made = object.__new__(Auto)
         made._settle(f"auto:{key}={'+'.join(a.name for a in given)}", self._has_default_arms, given)
         return made
