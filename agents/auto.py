@@ -53,6 +53,7 @@ _MEMORY: Final = 120.0  # designs after which earnings count a third
 _PRIOR_DESIGNS: Final = 12.0
 _PRIOR_DESIGNS_LATE: Final = 4.0  # nothing is known of who answers late: what it earns decides sooner
 _FLOOR: Final = 0.04
+# Marks are stored, so the default arms keep their places: new ones come last.
 # Prior worth of a design of each arm, while designs are few and when there are many; 1 for arms not listed.
 _EARLY: Final = {"bottleneck": 6.0, "gp": 6.0, "tpe": 1.0, "evolve": 1.0, "local": 0.5}
 _LATE: Final = {"bottleneck": 0.5, "gp": 1.0, "tpe": 0.3, "evolve": 2.0, "local": 1.0}
@@ -107,6 +108,10 @@ class Auto:
         made = object.__new__(Auto)
         made._settle(f"auto:{key}={'+'.join(a.name for a in given)}", self._has_default_arms, given)
         return made
+
+    def arms_of(self, marks: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Return the names of the arms, and which one gave each design by its mark, -1 for the start."""
+        return list(self._names), np.where(marks < 0, -1, marks % _MOST_ARMS)
 
     def open(self, log: CallLog, tell: Callable[[str], None]) -> None:
         """Begin a run, for the arms that keep letters."""

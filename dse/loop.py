@@ -86,6 +86,8 @@ class Progress:
         points: objectives of the front, to be minimised, shape (n_front, m).
         end: why the loop ended, "" while it goes on.
         mishaps: asks of this run that a proposer failed, answered by random designs.
+        stage: the combination of fidelities that designs are being promoted to, "" on the lowest rung; counts and
+            front are those of that rung.
     """
 
     n_done: int
@@ -98,6 +100,7 @@ class Progress:
     points: np.ndarray
     end: str = ""
     mishaps: Mishaps = field(default_factory=Mishaps)
+    stage: str = ""
 
     @cached_property
     def hypervolume(self) -> float:

@@ -54,6 +54,27 @@ class Breakdown:
     parts: np.ndarray
 
 
+@dataclass(frozen=True)
+class Roofline:
+    """Operators of designs against the peaks of the hardware that they run on.
+
+    Times rather than operations, so that operators of different precisions share one plane: ``compute_s`` over
+    ``traffic_s`` is an operator's intensity relative to the ridge point of its own precision, ``compute_s`` over
+    ``seconds`` the share of that precision's peak which it reaches.
+
+    Attributes:
+        labels: (component, phase, operator class) of each group of operators.
+        compute_s: what the group takes at the peak of the unit it runs on, at its precision, shape (n, len(labels)).
+        traffic_s: what its memory traffic takes at the peak bandwidth, same shape.
+        seconds: what the cost model says it takes, same shape.
+    """
+
+    labels: tuple[tuple[str, str, str], ...]
+    compute_s: np.ndarray
+    traffic_s: np.ndarray
+    seconds: np.ndarray
+
+
 class Evaluator(Protocol):
     """A cost model prepared for one problem.
 
@@ -106,6 +127,15 @@ class CostModel(Protocol):
         Raises:
             UserError: the problem is none that this model can cost; the message says why.
         """
+        ...
+
+
+@runtime_checkable
+class Roofed(Protocol):
+    """What an evaluator offers beyond :class:`Evaluator` whose operators have peaks to be held against."""
+
+    def roofline(self, batch: DesignBatch) -> Roofline:
+        """Return the operators of each design beside the peaks of its hardware."""
         ...
 
 
@@ -535,6 +565,10 @@ class Portfolio(Protocol):
 
     def with_arms(self, arms: Sequence[Proposer]) -> Proposer:
         """Return the same with further arms."""
+        ...
+
+    def arms_of(self, marks: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
+        """Return the names of the arms, and for each mark of a design which arm proposed it, -1 for none of them."""
         ...
 
 

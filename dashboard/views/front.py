@@ -66,7 +66,7 @@ def page() -> None:
 def _counts(view: View) -> None:
     results = view.results
     cells = st.columns(5)
-    cells[0].metric("designs", f"{int(results.stored.evaluated.sum()):,}")
+    cells[0].metric("designs", f"{int(results.evaluated.sum()):,}")
     cells[1].metric("feasible", f"{int((results.violation == 0).sum()):,}")
     cells[2].metric("on the front", f"{len(view.front):,}")
     cells[3].metric("failed", f"{len(results.metrics.errors):,}")
@@ -212,7 +212,7 @@ def _layers(
         broken = broken[-len(words) :] if len(words) else broken[:0]
         layers.insert(0, _layer("infeasible", broken, columns, colour=RED, symbol="x-thin-open", size=6, note=words))
     if options["other"]:
-        layers.append(_other(options["other"], axes))
+        layers.append(_other(options["other"], axes, results.fidelity))
     return layers, below, note
 
 
@@ -228,16 +228,20 @@ def _with_ends(results: Results, layer: Layer, axes: Sequence[Axis]) -> Layer:
     return Layer(**{**layer.__dict__, "ends": ends})
 
 
-def _other(name: str, axes: Sequence[Axis]) -> Layer:
+def _other(name: str, axes: Sequence[Axis], fidelity: str) -> Layer:
+    """Return the front of another study, at the same fidelity where it has that one, else labelled with its own."""
     try:
         other = data.look(name)
+        if fidelity in other.results.fidelities:
+            other = data.look(name, other.results.fidelities.index(fidelity))
     except DseError:
         return Layer(f"front of {name}", np.empty(0, int), [np.empty(0)] * len(axes), colour=ORANGE)
     blank = np.full(len(other.results), np.nan)
     columns = [other.results.metrics.values.get(a.name, blank) for a in axes]
     numbers = other.front[drawable(columns, axes)[other.front]]
     numbers = numbers[thinned([c[numbers] for c in columns], axes)] if len(numbers) > _RECENT else numbers
-    chosen = _layer(f"front of {name}", numbers, columns, colour=ORANGE, symbol="square-open", size=8)
+    at = "" if other.results.fidelity == fidelity else f" at {other.results.fidelity}"
+    chosen = _layer(f"front of {name}{at}", numbers, columns, colour=ORANGE, symbol="square-open", size=8)
     return Layer(**{**chosen.__dict__, "numbers": np.full(len(numbers), -1)})
 
 
@@ -404,7 +408,7 @@ def _parallel(results: Results, front: np.ndarray) -> None:
 
 def _reasons(results: Results) -> None:
     """Show why designs are not feasible, the commonest reasons first, with the design that is nearest."""
-    rows = np.flatnonzero((results.violation > 0) & results.stored.evaluated)
+    rows = np.flatnonzero((results.violation > 0) & results.evaluated)
     if not len(rows):
         st.info("Every evaluated design is feasible.")
         return

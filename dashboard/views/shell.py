@@ -14,7 +14,7 @@ from dashboard import data
 from dashboard.data import View
 from dse.errors import DseError
 from dse.metrics import METRICS, MetricBatch
-from dse.results import show
+from dse.shown import show
 
 TICK_S: Final = 2.0
 RUNNING: Final = ("running", "paused")
@@ -35,8 +35,13 @@ def guarded(page: Callable[[], None]) -> Callable[[], None]:
     return shown
 
 
-def choose_study() -> View | None:
-    """Let the visitor choose a study in the sidebar and return it as it is now; None where there is none."""
+def choose_study(*, with_fidelity: bool = True) -> View | None:
+    """Let the visitor choose a study in the sidebar and return it as it is now; None where there is none.
+
+    Args:
+        with_fidelity: where the study has several fidelities, let the visitor choose among them too; the highest one
+            that designs have reached is the default. Otherwise it is that which all designs have.
+    """
     names = [row.name for row in data.studies()]
     if not names:
         st.info(NO_STUDY)
@@ -47,17 +52,24 @@ def choose_study() -> View | None:
         st.warning("The address names a study that is not stored, or no longer; this is the latest one.")
     with st.sidebar:
         name = st.selectbox("study", names, key="study", bind="query-params")
-    name = name if name in names else names[0]
-    return data.look(name)
+    view = data.look(name if name in names else names[0])
+    if not with_fidelity or len(view.results.fidelities) == 1:
+        return view
+    labels = view.results.fidelities
+    with st.sidebar:
+        label = st.selectbox(
+            "fidelity", labels, view.results.top.rung, key="fidelity", bind="query-params", help="of the metrics shown"
+        )
+    return data.look(view.results.row.name, labels.index(label)) if label in labels else view
 
 
 def live(view: View, draw: Callable[[View], None]) -> None:
     """Draw a part of a page, and again every two seconds while the study runs."""
-    name, state = view.results.row.name, view.results.row.state
+    name, state, rung = view.results.row.name, view.results.row.state, view.results.rung
 
     def tick() -> None:
         try:
-            now = data.look(name)
+            now = data.look(name, rung)
         except DseError as error:
             data.explained(error)
             return

@@ -155,7 +155,7 @@ def _system(results: Results, index: np.ndarray, ids: Sequence[int], complete: n
 
 def _bred(results: Results) -> np.ndarray:
     """Return the designs that a genetic sampler goes on from: the front, then the latest."""
-    front = results.front().numbers
+    front = results.front(results.rung).numbers
     latest = np.flatnonzero(np.isfinite(results.violation))[-_GENERATION_ROWS:][::-1]
     return np.array(list(dict.fromkeys([*front.tolist(), *latest.tolist()]))[:_GENERATION_ROWS], dtype=np.intp)
 

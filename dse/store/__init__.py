@@ -19,7 +19,7 @@ proposed, and when its metrics are there. What is committed is acknowledged and 
 
 from dse.store.database import DEFAULT_URL, open_store
 from dse.store.leases import HEARTBEAT_S
-from dse.store.rows import EvaluatorRow, StoredStudy, StudyRow
+from dse.store.rows import EvaluatorRow, Promotion, StoredStudy, StudyRow
 from dse.store.store import Store
 
-__all__ = ["DEFAULT_URL", "HEARTBEAT_S", "EvaluatorRow", "Store", "StoredStudy", "StudyRow", "open_store"]
+__all__ = ["DEFAULT_URL", "HEARTBEAT_S", "EvaluatorRow", "Promotion", "Store", "StoredStudy", "StudyRow", "open_store"]

@@ -2,10 +2,11 @@
 
     meta        application and schema version, by which a foreign or newer database is recognised
     study       one row per study: its definition as JSON, state, budget, hypervolume reference, the writer's lease
-    evaluator   the cost models of a study, with version and fingerprint, and the layout of their packed columns
+    evaluator   the cost models of a study, with version, fingerprint and rung, and the layout of their packed columns
     batch       what one ask returned: proposer, number of its first design, how many were new
     design      a paid design: hash, codes, and how often its evaluation was lost with its process
-    evaluation  the metrics of a design by one evaluator
+    promotion   designs chosen for an upper rung, in the order of their choice, before they are evaluated there
+    evaluation  the metrics of a design by one evaluator; those of rung 0 answer every design
     control     what a user asks of a running study (pause, resume, stop)
     llm_session what a run of a study could spend on calls to language models, and why it stopped asking
     llm_call    one call: prompt, parameters, usage, raw answer, outcome
@@ -18,7 +19,7 @@ back (whoever takes over counts one attempt more, and evaluates it again), else 
 a batch is seeded by (the study's seed, its number); proposers keep no state that the history does not give back.
 
 Packed columns are little-endian: codes unsigned 8-bit where every parameter has at most 256 levels, else 16-bit;
-metrics float64 in the evaluator's layout, which only ever grows at its end.
+metrics float64 in the evaluator's layout, which only ever grows at its end; design numbers signed 64-bit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from sqlalchemy import (
 )
 
 APPLICATION: Final = "mfm-dse"
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 REVISION: Final = f"{SCHEMA_VERSION:04d}"  # of the migrations; one per schema version
 
 metadata = MetaData()
@@ -82,6 +83,7 @@ evaluator = Table(
     Column("version", String(64), nullable=False),
     Column("fingerprint", String(32), nullable=False),
     Column("layout", Text, nullable=False),
+    Column("rung", SmallInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("study_id", "metric_group", "fidelity", "fingerprint"),
 )
 
@@ -125,6 +127,20 @@ evaluation = Table(
     Column("excess_ratio", Float, nullable=False),
     Column("metrics", LargeBinary, nullable=False),
     Column("reason", Text),
+    sqlite_with_rowid=False,
+)
+
+promotion = Table(
+    "promotion",
+    metadata,
+    Column("study_id", ForeignKey("study.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("rung", SmallInteger, nullable=False),
+    Column("n_below", Integer, nullable=False),
+    Column("n_within_reach", Integer, nullable=False),
+    Column("designs", LargeBinary, nullable=False),
+    Column("is_done", Boolean, nullable=False, default=False),
+    Column("created_s", Float, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -50,6 +50,24 @@ CREATE TABLE control (study_id {serial} NOT NULL, request VARCHAR(16) NOT NULL, 
 INSERT INTO meta (key, value) VALUES ('application', 'mfm-dse'), ('schema_version', '1')
 """
 
+# As schema 2 was, by what it changed.
+SECOND_SCHEMA = FIRST_SCHEMA
+for _before, _after in (
+    ("n_proposed INTEGER NOT NULL,", "n_proposed INTEGER NOT NULL, first INTEGER NOT NULL DEFAULT 0,"),
+    (" batch INTEGER NOT NULL, hash", " hash"),
+    (
+        "mark INTEGER, parents TEXT,",
+        "mark INTEGER, parents TEXT, attempts SMALLINT NOT NULL DEFAULT 0, last_error TEXT,",
+    ),
+    ("('schema_version', '1')", "('schema_version', '2')"),
+):
+    assert _before in SECOND_SCHEMA
+    SECOND_SCHEMA = SECOND_SCHEMA.replace(_before, _after)
+SECOND_SCHEMA += """;
+CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, PRIMARY KEY (version_num));
+INSERT INTO alembic_version (version_num) VALUES ('0002')
+"""
+
 WORDS = {
     "sqlite": {"serial": "INTEGER", "blob": "BLOB", "rowless": " WITHOUT ROWID"},
     "postgresql": {"serial": "SERIAL", "blob": "BYTEA", "rowless": ""},
@@ -88,24 +106,27 @@ def numbers(url, study="old"):
     )  # fmt: skip
 
 
-def first_schema(source, url):
-    """Write what is in ``source`` (today's schema) into a database of the first schema."""
+def first_schema(source, url, version=1):
+    """Write what is in ``source`` (today's schema) into a database of the first schema, or of the second."""
     parsed = make_url(url)
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     engine = create_engine(parsed)
     with engine.begin() as connection:
-        for statement in FIRST_SCHEMA.format(**WORDS[engine.dialect.name]).split(";"):
+        for statement in {1: FIRST_SCHEMA, 2: SECOND_SCHEMA}[version].format(**WORDS[engine.dialect.name]).split(";"):
             connection.exec_driver_sql(statement)
     old = sqlite3.connect(source)
     old.row_factory = sqlite3.Row
     with engine.begin() as connection:
         for table in ("study", "evaluator", "batch", "design", "evaluation"):
             for row in map(dict, old.execute(f"SELECT * FROM {table}")):  # noqa: S608
+                if table == "evaluator":
+                    del row["rung"]
                 if table == "batch":
-                    del row["first"]
                     row["is_done"] = bool(row["is_done"])
-                if table == "design":
+                if table == "batch" and version == 1:
+                    del row["first"]
+                if table == "design" and version == 1:
                     sql = "SELECT number FROM batch WHERE n_designs > 0 AND first <= ? ORDER BY number DESC"
                     row["batch"] = old.execute(sql, (row["number"],)).fetchone()[0]
                     del row["attempts"], row["last_error"]
@@ -122,12 +143,34 @@ def today(tmp_path):
     return path
 
 
+def empty_url(request, tmp_path):
+    is_server = request.param == "postgresql"
+    return request.getfixturevalue("postgres_url") if is_server else f"sqlite:///{tmp_path}/old.db"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def old_url(request, tmp_path, today):
-    is_server = request.param == "postgresql"
-    url = request.getfixturevalue("postgres_url") if is_server else f"sqlite:///{tmp_path}/old.db"
+    url = empty_url(request, tmp_path)
     first_schema(today, url)
     return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def second_url(request, tmp_path, today):
+    url = empty_url(request, tmp_path)
+    first_schema(today, url, version=2)
+    return url
+
+
+def test_an_upgrade_from_the_second_schema_keeps_everything(second_url, today):
+    done = upgrade(second_url)
+    assert (done.before, done.after) == (2, tables.SCHEMA_VERSION)
+    assert numbers(second_url) == numbers(today)
+    store = open_store(second_url)
+    with store.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+    assert list(check(store)) == []
+    store.close()
 
 
 def test_an_upgrade_keeps_everything_and_the_study_goes_on_as_it_would_have(old_url, today):
@@ -280,6 +323,33 @@ def test_the_command_line_upgrades_checks_and_compacts(tmp_path, today, capsys):
     connection.close()
     assert run(["db", "check", "--db", str(path), "--json"]) == 1
     assert "design 13" in json.loads(capsys.readouterr().out)["findings"][0]
+
+
+def test_a_server_is_checked_and_compacted(postgres_url, capsys):
+    make().run(db=postgres_url, report=quiet, executor="local")
+    kept = numbers(postgres_url)
+    assert run(["db", "check", "--db", postgres_url]) == 0
+    assert "all is well: 1 studies, 48 designs" in capsys.readouterr().out
+    store = open_store(postgres_url)
+    ballast = text("UPDATE design SET last_error = (SELECT string_agg(md5((i * 49 + number)::text), '')"
+                   " FROM generate_series(1, 4000) AS i)")  # fmt: skip
+    with store.engine.begin() as connection:  # 48 times 128 kB that do not compress
+        connection.execute(ballast)
+    with store.engine.begin() as connection:
+        connection.execute(update(tables.design).values(last_error=None))
+    assert run(["db", "vacuum", "--db", postgres_url, "--json"]) == 0
+    sizes = json.loads(capsys.readouterr().out)
+    assert sizes["after_bytes"] < sizes["before_bytes"] - 48 * 100_000
+    assert numbers(postgres_url) == kept
+    with store.engine.begin() as connection:
+        connection.execute(delete(tables.evaluation).where(tables.evaluation.c.number == 20))
+        zeros = b"\0" * make().bound_space.n_parameters
+        connection.execute(update(tables.design).where(tables.design.c.number == 13).values(codes=zeros))
+    store.close()
+    assert run(["db", "check", "--db", postgres_url, "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert "batch 1 is marked as done, 1 of its designs lack an evaluation" in findings[0]
+    assert "design 13" in findings[1]
 
 
 # ------------------------------------------------------------------ states and attempts

@@ -11,9 +11,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from dse.coordinator import build_evaluation
 from dse.errors import UserError
-from dse.evaluation import Evaluation
+from dse.evaluation import Evaluation, build_evaluation
 from dse.execute import Means, make_executor, pool
 from dse.execute.auto import AutoExecutor
 from dse.execute.local import LocalExecutor

@@ -12,8 +12,8 @@ import pytest
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
 
-from dse.coordinator import build_evaluation
 from dse.errors import UserError
+from dse.evaluation import build_evaluation
 from dse.execute.on_ray import ray_executor
 from dse.testing.samples import small_problem, small_space
 
@@ -52,7 +52,7 @@ def test_a_stranger_without_the_token_is_turned_away():
     script = (
         "import os, sys; from dse.execute.on_ray import ray_executor; from dse.testing.samples import *\n"
         "import ray, subprocess\n"
-        "from functools import partial; from dse.coordinator import build_evaluation\n"
+        "from functools import partial; from dse.evaluation import build_evaluation\n"
         "s = small_space(); r = partial(build_evaluation, s.schema.problem.to_json(), s.space.to_json(), ('prior',))\n"
         "s_eval = r().fingerprints()\n"
         "e = ray_executor(r, s_eval, workers=1)\n"
