@@ -51,6 +51,7 @@ _BATCH_RATIO: Final = 0.125  # of the designs known, while they are few
 _LEAST_BATCH: Final = 8
 _MEMORY: Final = 120.0  # designs after which earnings count a third
 _PRIOR_DESIGNS: Final = 12.0
+_PRIOR_DESIGNS_LATE: Final = 4.0  # nothing is known of who answers late: what it earns decides sooner
 _FLOOR: Final = 0.04
 # Marks are stored, so the default arms keep their places: new ones come last.
 # Prior worth of a design of each arm, while designs are few and when there are many; 1 for arms not listed.
@@ -100,9 +101,10 @@ class Auto:
         self.window = 0 if 0 in windows else max(1200, *windows)
 
     def with_arms(self, arms: Sequence[Proposer]) -> Auto:
-        """Return the same portfolio with further arms."""
+        """Return the same portfolio with further arms, each in the place of a late one of its name."""
         key = "with" if self._has_default_arms else "arms"
-        given = [*self._given, *arms]
+        names = {arm.name for arm in arms}
+        given = [*(a for a in self._given if not (isinstance(a, Late) and a.name in names)), *arms]
         made = object.__new__(Auto)
         made._settle(f"auto:{key}={'+'.join(a.name for a in given)}", self._has_default_arms, given)
         return made
@@ -231,7 +233,8 @@ class Auto:
             if mean > 0:
                 # Priors are relative: an arm that earns as expected keeps its prior rate.
                 expected = prior * mean / (prior @ given / given.sum())
-                rate = (earned + _PRIOR_DESIGNS * expected) / (given + _PRIOR_DESIGNS)
+                trusted = np.where(self._late, _PRIOR_DESIGNS_LATE, _PRIOR_DESIGNS)
+                rate = (earned + trusted * expected) / (given + trusted)
         rate = np.where(allowed, rate / rate.sum(), 0.0)
         shares = np.where(allowed, _FLOOR + rate / rate.sum(), 0.0)
         return shares / shares.sum()

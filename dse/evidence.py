@@ -34,6 +34,7 @@ Label = tuple[str, str, str, str]
 Explain = Callable[[np.ndarray], Sequence[Breakdown]]
 _REMEMBERED: Final = 512
 _RATES: Final = 6
+_CODE_BITS: Final = np.uint64(0xFFFF)
 # Metrics that are some phases of another one's parts.
 _PHASES_OF: Final = {
     "ttft_s": ("encode", "prefill"), "encode_s": ("encode",), "prefill_s": ("prefill",), "decode_s": ("decode",),
@@ -246,11 +247,12 @@ def pairs(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     words = np.random.default_rng(0).integers(0, 2**63, size=(p, int(codes.max()) + 1), dtype=np.uint64)
     hashed = words[np.arange(p), codes]
     others = hashed.sum(axis=1, dtype=np.uint64)[:, None] - hashed
-    order = np.lexsort((codes, others), axis=0)
-    sorted_others = np.take_along_axis(others, order, axis=0)
-    same = sorted_others[1:] == sorted_others[:-1]
-    place, parameter = np.nonzero(same)
-    return parameter, order[place, parameter], order[place + 1, parameter]
+    # One key sorts lines, and the codes of a line: 48 bits of the hash before 16 of the code.
+    keys = np.ascontiguousarray(((others & ~_CODE_BITS) | codes.astype(np.uint64)).T)
+    order = np.argsort(keys, axis=1)
+    lines = np.take_along_axis(keys, order, axis=1) & ~_CODE_BITS
+    place, parameter = np.nonzero((lines[:, 1:] == lines[:, :-1]).T)
+    return parameter, order[parameter, place], order[parameter, place + 1]
 
 
 def effects(history: History) -> Effects:

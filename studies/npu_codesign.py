@@ -9,12 +9,12 @@ import os
 import sys
 
 from agents.auto import arm_of
-from dse import Choice, Float, Scenario, Space, Study, catalogue
+from dse import Choice, Float, Scenario, Space, Study
 from dse.lineage import lineage, superior, told
 
 AREA, POWER = "area_mm2 <= 20", "power_w <= 6"
 
-has_llm = "llm" in catalogue.listing("proposer") and bool(os.environ.get("OPENAI_API_KEY"))
+has_llm = bool(os.environ.get("DSE_LLM_MODEL"))
 study = Study(
     "npu-codesign",
     model="smolvlm-2.2b",
@@ -50,7 +50,7 @@ START = {"weight_bits": 8, "act_bits": 16, "kv_bits": 16, "ffn_keep": 0.75, "ima
 
 if __name__ == "__main__":
     if not has_llm:
-        print("no endpoint for a language model is set up (OPENAI_API_KEY): the other arms go on", file=sys.stderr)
+        print("no endpoint for a language model is set up (DSE_LLM_MODEL): the other arms go on", file=sys.stderr)
     study.enqueue(START)
     results = study.run()
     print(study.front())

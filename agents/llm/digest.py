@@ -8,6 +8,7 @@ characters: they are data. Lines of a section stand in the order of their worth;
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -211,12 +212,12 @@ def settings(space: BoundSpace, codes: np.ndarray) -> str:
 
 def _setting(space: BoundSpace, path: str, columns: Sequence[int], codes: np.ndarray) -> str:
     levels = space.parameters[columns[0]].levels
-    values, counts = np.unique(codes[list(columns)], return_counts=True)
-    if len(values) == 1:
-        return f"{_word(path)}={_quoted(levels[int(values[0])])}"
-    order = np.argsort(-counts, kind="stable")[:4]
-    shown = " ".join(f"{_quoted(levels[int(values[i])])} x{counts[i]}" for i in order)
-    return f"{_word(path)}=({shown}{' ...' if len(values) > 4 else ''})"
+    counts = Counter(codes[list(columns)].tolist())
+    if len(counts) == 1:
+        return f"{_word(path)}={_quoted(levels[next(iter(counts))])}"
+    order = sorted(counts, key=lambda code: (-counts[code], code))[:4]
+    shown = " ".join(f"{_quoted(levels[code])} x{counts[code]}" for code in order)
+    return f"{_word(path)}=({shown}{' ...' if len(counts) > 4 else ''})"
 
 
 def _quoted(level: Value) -> str:

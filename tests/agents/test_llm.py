@@ -478,6 +478,9 @@ def test_an_arm_that_answers_late_joins_the_portfolio():
     assert [p.name for p in make("s", "auto").with_changes(proposers=["llm"]).proposers] == ["auto:with=llm"]
     assert catalogue.proposer("auto:with=llm:usd=3,calls=7").name == "auto:with=llm"
     assert isinstance(LlmArm(), Late)
+    (auto,) = make("s", ["auto:with=llm:calls=7", "llm:calls=9"]).proposers  # as a run that is given --llm
+    assert auto.name == "auto:with=llm"
+    assert [a.settings.calls for a in auto._arms if isinstance(a, LlmArm)] == [9]
     with pytest.raises(UserError, match="needs a portfolio"):
         make("s", ["sobol", "llm"])
     with pytest.raises(UserError, match="not all of them late"):

@@ -275,6 +275,12 @@ def test_an_arm_that_stops_earning_loses_its_share():
     assert auto.shares(later)[1] > 0.75
 
 
+def test_an_arm_that_answers_late_and_earns_nothing_falls_to_a_probe_rate():
+    auto = Auto("arms=random+evolve+local+tpe+llm")
+    before, after = (auto.shares(_history_in_which(0, n_arms=5, n=n))[4] for n in (1, 200))  # the fifth is the model
+    assert after < before / 3
+
+
 def test_in_a_real_run_an_arm_that_proposes_nonsense_is_starved():
     class Worst:
         name, window = "worst", 1

@@ -168,7 +168,7 @@ def rates() -> dict[str, tuple[float, str]]:
     mapped = catalogue.cost_model("analytical").prepare(free.schema.problem)
     both = cpu_s(lambda: (mapped.evaluate(batch_free), prior.evaluate(batch_free)))
     found["LLaVA-1.5-7B, all metrics, mapper free, batch 256"] = (256 / both, "designs")
-    found["prompt of 8,000 tokens from 100,000 designs of 377 knobs"] = (1 / cpu_s(prompts.work()), "prompts")
+    found["prompt of 8,000 tokens from 100,000 designs of 405 knobs"] = (1 / cpu_s(prompts.work()), "prompts")
     found["closed form of a matrix product, random sizes and chips"] = (products_rate(), "products")
     codes = space.sample(1024, rng)
     found["decode codes, 1,024 rows"] = (1024 / cpu_s(lambda: space.decode(codes)), "designs")

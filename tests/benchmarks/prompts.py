@@ -1,4 +1,4 @@
-"""How long it takes to write a prompt of 8,000 tokens when a study has 100,000 designs and 377 knobs."""
+"""How long it takes to write a prompt of 8,000 tokens when a study has 100,000 designs and 405 knobs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ N_DESIGNS = 100_000
 
 
 def work() -> Callable[[], object]:
-    """Return the view of the history, its digest and the prompt; parts of the best designs are asked for once."""
-    space = small_space(weight_bits=Choice(2, 3, 4, 6, 8, 16, per="block.module.channel_8"))
+    """Return the view of the history, its digest with parts of the best designs asked for anew, and the prompt."""
+    space = small_space(
+        weight_bits=Choice(2, 3, 4, 6, 8, 16, per="block.module.channel_8"),
+        act_bits=Choice(4, 8, 16, per="block.module"),
+    )
     goal = Goal.parse("min latency_s, min energy_j, min quality_loss", "area_mm2 <= 40")
     record = Record(space, goal, 0)
     record.evidence.explain = Evaluation(space, ["analytical", "prior"]).explain
@@ -34,6 +37,7 @@ def work() -> Callable[[], object]:
     pending = [(space.sample(5, rng), np.full(5, -1), "auto")]
 
     def write() -> object:
+        record.evidence._explained.clear()
         found = digest(record.view("llm", 300, pending))
         return proposer_request(space, goal, found, TEMPLATE, 8, 8000, 3000)
 
