@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -144,9 +145,67 @@ def test_a_design_that_kills_its_worker_fails_alone(kind):
         if kind == "process":
             assert "it exited with code 9" in metrics.reason(12)
         assert metrics.values["latency_s"][13] == 14.0
-        assert executor.n_deaths == 3
+        # Ray can lose the answer before with the worker that gave it: the first death is then the neighbour's.
+        assert executor.n_deaths in ((3,) if kind == "process" else (3, 4))
     finally:
         executor.close()
+
+
+@dataclass(eq=False)
+class Call:
+    held: list
+    codes: np.ndarray | None = None
+
+
+class ForgetfulCrew:
+    """Workers of whom each answer is lost that was given right before a death; a worker is the list of its calls."""
+
+    in_flight = 2
+
+    def __init__(self, evaluation, killer):
+        self.evaluation, self.killer = evaluation, killer
+
+    def begin(self):
+        return [], Call([])
+
+    def send(self, worker, codes):
+        worker.append(Call(worker, codes))
+        return worker[-1]
+
+    def wait(self, calls, timeout_s):
+        del timeout_s
+        return [call for call in calls if self.is_dead(call)] or calls[:1]
+
+    def is_dead(self, call):
+        return self.killer in [c.codes[0, 0] for c in call.held]
+
+    def take(self, call):
+        if call.codes is None:
+            return None
+        if self.is_dead(call):
+            raise pool.WorkerDied("lost")
+        call.held.remove(call)
+        return pool.answer(self.evaluation, call.codes)
+
+    def end(self, worker):
+        del worker
+        return ""
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_nobody_fails_for_a_neighbour(workers, monkeypatch):
+    """The neighbour whose answer is lost may be blamed once, never three times."""
+    monkeypatch.setattr(pool, "CHUNK_S", 0.0)
+    monkeypatch.setattr(pool, "LEAST_CHUNK_S", 0.0)  # one row a chunk
+    crew = ForgetfulCrew(Evaluation(ROWS, (Wicked("live"),)), killer=12)
+    executor = pool.PoolExecutor("forgetful", crew, 1, workers, timeout_s=None, memory_bytes=1 << 40)
+    metrics, _ = gathered(executor, CODES)
+    assert np.flatnonzero(metrics.status).tolist() == [12]
+    assert metrics.reason(12) == "killed its worker 3 times, the last time: lost"
+    assert executor.n_deaths in (3, 4)
 
 
 @pools

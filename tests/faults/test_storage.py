@@ -17,6 +17,7 @@ from dse import Choice, Float, Scenario, Space, Study
 from dse.errors import DseError, StoreError, StoreRefused, UserError
 from dse.metrics import MetricBatch
 from dse.store import database as opening
+from dse.store import open_store
 from dse.testing.samples import small_model
 
 
