@@ -13,17 +13,21 @@ import pytest
 import yaml
 
 from dse import catalogue
+from dse.acceptance import Acceptance
 from dse.cli.main import run
 from dse.errors import DseError, UserError
 from dse.export import write_files
 from dse.export.vllm import Vllm
 from dse.model import Model
+from dse.model.drafters import eagle_head, medusa_heads
+from dse.policy import Policy
 from dse.problem import Problem
 from dse.scenario import Scenario
-from dse.testing.samples import small_problem, small_space
+from dse.testing.samples import small_policy_problem, small_problem, small_space
 from dse.whatif import evaluate_design
 
 EXPORTERS = sorted(catalogue.listing("exporter"))
+ACCELERATORS = ("scalesim", "zigzag", "accelforge")
 
 
 # ------------------------------------------------------------------------------------------------------------ vLLM
@@ -98,7 +102,62 @@ def test_vllm_needs_a_device(plain_design):
         Vllm().export(plain_design("qwen2.5-coder-7b", {"weight_bits": 4}, hardware="npu-template"))
 
 
-def test_vllm_names_a_drafter():
+def served(role="target", **values):
+    problem = small_policy_problem("h100-sxm-80gb")
+    chosen, _ = evaluate_design(problem, {name.replace("__", "/"): v for name, v in values.items()}, ("policy",))
+    exported = Vllm(role).export(chosen)
+    return exported, options(exported), chosen
+
+
+def test_vllm_has_the_drafter_of_the_design():
+    assert "speculative-config" not in served(batch=1)[1][1]  # a model that could guess, and a design without it
+    _, (_, found), _ = served(draft="ngram", draft_tokens=4, prefill_chunk=7)
+    assert json.loads(found["speculative-config"]) == {"method": "ngram", "num_speculative_tokens": 4}
+    assert found["long-prefill-token-threshold"] == "7"
+    exported, (_, found), _ = served(draft="draft", draft_tokens=3)
+    wanted = {"method": "draft_model", "model": "small-draft", "num_speculative_tokens": 3}
+    assert json.loads(found["speculative-config"]) == wanted
+    assert not exported.not_expressible
+
+
+def test_vllm_takes_an_open_look_ahead_from_the_cost_model():
+    exported, (_, found), chosen = served(draft="draft", draft_tokens=0)
+    n = chosen.metrics.values["n_draft_tokens"][0]
+    assert n == json.loads(found.get("speculative-config", '{"num_speculative_tokens": 0}'))["num_speculative_tokens"]
+    # Of a stage before the last nobody tells it.
+    exported, (_, found), _ = served("stage1", draft="draft", draft_tokens=0, cascade="stage1+target")
+    assert "num_speculative_tokens" not in json.loads(found["speculative-config"])
+    assert any("draft_tokens=0" in s for s in exported.not_expressible)
+
+
+def test_vllm_serves_each_stage():
+    values = {"target__draft": "none", "stage1__draft": "ngram", "draft_tokens": 2, "cascade": "stage1+target"}
+    _, (head, found), _ = served("stage1", **values)
+    assert head == ["vllm", "serve", "small-stage"]
+    assert json.loads(found["speculative-config"]) == {"method": "ngram", "num_speculative_tokens": 2}
+    _, (head, found), _ = served("target", **values)
+    assert head == ["vllm", "serve", "small-text"]
+    assert "speculative-config" not in found
+    exported, *_ = served("stage1", cascade="target")
+    assert any("is not asked" in s for s in exported.notes)
+    with pytest.raises(UserError, match="nobody asks it"):
+        served("draft", cascade="target")
+
+
+@pytest.mark.parametrize(("head", "method"), [(eagle_head, "eagle"), (medusa_heads, "medusa")])
+def test_vllm_knows_heads_and_says_that_it_guesses_chains(head, method):
+    base = small_problem("text", "h100-sxm-80gb")
+    models = {"target": base.target, "draft": head(base.target)}
+    policy = Policy({"draft": Acceptance.of_mean(2.5, 4, nodes=25, width=4)})
+    problem = Problem(models, base.scenario, base.hardware, policy=policy)
+    chosen, _ = evaluate_design(problem, {"draft": "draft", "draft_tokens": 3}, ("policy",))
+    exported = Vllm().export(chosen)
+    config = json.loads(options(exported)[1]["speculative-config"])
+    assert (config["method"], config["num_speculative_tokens"]) == (method, 3)
+    assert any("a tree of 25" in s for s in exported.not_expressible)
+
+
+def test_vllm_leaves_out_models_that_no_design_uses():
     target = small_problem("text", "h100-sxm-80gb")
     problem = Problem({"target": target.target, "draft": target.target}, target.scenario, target.hardware)
     chosen, _ = evaluate_design(target, {"weight_bits": 4})
@@ -107,9 +166,7 @@ def test_vllm_names_a_drafter():
 
     design = DesignBatch(Schema(problem), {}, 1)
     exported = Vllm().export(type(chosen)("s", 0, problem, design, {}, chosen.metrics))
-    config = json.loads(options(exported)[1]["speculative-config"])
-    assert (config["method"], config["model"]) == ("draft_model", "small-text")
-    assert "num_speculative_tokens" in config or any("draft_tokens" in s for s in exported.not_expressible)
+    assert "speculative-config" not in options(exported)[1]
 
 
 # --------------------------------------------------------------------------------------------------- pruned widths
@@ -167,18 +224,21 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def evaluated():
-    return {
+    found = {
         hardware: evaluate_design(small_problem("text", hardware), {"weight_bits": 4})[0]
         for hardware in ("npu-template", "h100-sxm-80gb")
     }
+    values = {"cascade": "stage1+target", "draft": "draft", "draft_tokens": 2, "self_tests": 1}
+    return found | {"cascade": evaluate_design(small_policy_problem(), values, ("policy",))[0]}
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_stay_text(evaluated, exporter, name, tmp_path):
-    base = evaluated["npu-template" if exporter in ("scalesim", "zigzag", "accelforge") else "h100-sxm-80gb"]
-    model = Model.from_config(base.problem.target.config, name)
-    problem = Problem({"target": model}, base.problem.scenario, base.problem.hardware)
+    kinds = dict.fromkeys(ACCELERATORS, "npu-template") | {"cascade-router": "cascade"}
+    base = evaluated[kinds.get(exporter, "h100-sxm-80gb")]
+    models = {role: Model.from_config(model.config, name) for role, model in base.problem.models.items()}
+    problem = Problem(models, base.problem.scenario, base.problem.hardware, policy=base.problem.policy)
     chosen = type(base)(name, 3, problem, base.design, dict(base.values), base.metrics, {"proposer": name})
     exported = catalogue.exporter(exporter).export(chosen)
     harmless = catalogue.exporter(exporter).export(base).files
@@ -337,11 +397,11 @@ def test_completion_completes():
     assert "export" in done.stdout
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("exporter", sorted(set(EXPORTERS) - {"cascade-router"}))  # tests/costmodels/test_routerfile.py
 def test_every_exporter_takes_every_kind_of_design(random_design, exporter):
     """Designs of four models and more, on a device and on an accelerator: files, or a refusal in words."""
     for model in ("llava-1.5-7b", "qwen2.5-vl-3b", "qwen2.5-coder-7b", "mixtral-8x7b"):
-        hardware = "npu-template" if exporter in ("scalesim", "zigzag", "accelforge") else "h100-sxm-80gb"
+        hardware = "npu-template" if exporter in ACCELERATORS else "h100-sxm-80gb"
         exported = catalogue.exporter(exporter).export(random_design(model, 2, hardware))
         assert exported.files
         assert all(re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?", name) for name in exported.files)
@@ -349,6 +409,6 @@ def test_every_exporter_takes_every_kind_of_design(random_design, exporter):
 
 
 def test_accelerator_formats_refuse_devices(random_design):
-    for exporter in ("scalesim", "zigzag", "accelforge"):
+    for exporter in ACCELERATORS:
         with pytest.raises(DseError, match="device"):
             catalogue.exporter(exporter).export(random_design("qwen2.5-coder-7b", 1))
