@@ -201,10 +201,10 @@ class PolicyEvaluator:
             further = (asked * np.maximum(found.lengths[:, :, k] - 1, 0.0)).sum(1) / np.maximum(asked.sum(1), 1e-300)
             tokens = found.tests[:, k] * self.policy.test_tokens if k < len(roles) - 1 else np.zeros(n)
             joules = np.nan if "energy_j" not in self.metrics else 1.0
-            shares = [part[:, :, k].mean(axis=1) for part in (routes.reach, routes.stop, routes.right)]
+            reach, stop, right = (part[:, :, k].mean(axis=1) for part in (routes.reach, routes.stop, routes.right))
             figures.append(
                 StageFigures(
-                    role, *shares, stage.first_s[1] + further * stage.token_s[1],
+                    role, reach, stop, right, stage.first_s[1] + further * stage.token_s[1],
                     (stage.first_j[1] + further * stage.token_j[1]) * joules, tokens * stage.token_s[1],
                     tokens * stage.token_j[1] * joules, stage.answer.n_guesses,
                 )
