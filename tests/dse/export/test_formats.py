@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -379,7 +380,23 @@ def test_new_writes_a_study_that_loads(model, hardware, tmp_path, monkeypatch):
     study = load_study(str(path), None)
     assert study.name == "My first \"study\" \\ 'x'"
     assert study.bound_space.n_parameters > 3
+    assert study.trials == 5
     assert run(["new", "My first \"study\" \\ 'x'", "--model", model, "--hardware", hardware]) == 2  # exists
+
+
+def test_the_number_of_designs_that_new_was_given_is_run(tmp_path, monkeypatch, capsys):
+    """By ``dse run`` as by ``python FILE``: the file says it once."""
+    monkeypatch.chdir(tmp_path)
+    db = ["--db", str(tmp_path / "s.db")]
+    assert run(["new", "few", "--model", "qwen2.5-0.5b", "--hardware", "l4", "--trials", "5"]) == 0
+    capsys.readouterr()
+    assert run(["run", "few.py", "--executor", "local", "--json", *db]) in (0, 3)
+    assert json.loads(capsys.readouterr().out)["designs"] == 5
+    command = [sys.executable, "few.py"]
+    environment = os.environ | {"DSE_DB": str(tmp_path / "other.db")}
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert run(["studies", "--json", "--db", str(tmp_path / "other.db")]) == 0
+    assert '"designs": 5' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -389,8 +406,6 @@ def test_completion_scripts(shell, capsys):
 
 
 def test_completion_completes():
-    import os
-
     environment = os.environ | {"_DSE_COMPLETE": "bash_complete", "COMP_WORDS": "dse exp", "COMP_CWORD": "1"}
     code = "import sys; sys.argv = ['dse']; from dse.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
