@@ -8,6 +8,7 @@
 # make bench-search  search methods on frozen spaces
 # make bench-agents  agents and samplers in the first designs
 # make bench-junk  what a language model without a clue costs
+# make cli-reference  docs/cli.md, from the commands
 # make dashboard  the web dashboard over the stored studies
 #
 # Each target sets up .venv first: pinned dependencies, verified by hash, no index address in the lock.
@@ -16,7 +17,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup.py
 
-.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search bench-agents bench-junk dashboard lock clean
+.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search bench-agents bench-junk dashboard cli-reference lock clean
 
 study: .venv/runtime
 	@$(BIN)/dse run studies/medical_vqa_edge.py
@@ -61,6 +62,9 @@ bench-agents: .venv/dev
 
 bench-junk: .venv/dev
 	$(BIN)/python -m tests.benchmarks.search.junk
+
+cli-reference: .venv/dev
+	$(BIN)/python scripts/cli_reference.py
 
 lock: .venv/dev
 	$(BIN)/python scripts/lock.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -81,6 +82,16 @@ def test_from_the_readme_to_a_served_model(tmp_path, monkeypatch, capsys):
     config = json.loads((tmp_path / "deploy" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert (config["mfm_dse"]["study"], config["mfm_dse"]["number"]) == ("documents", number)
+
+
+def test_the_reference_of_the_command_line_is_fresh():
+    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "scripts" / "cli_reference.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = script.reference()
+    assert text == script.PAGE.read_text(encoding="utf-8"), "make cli-reference"
+    for command in _COMMANDS:
+        assert f"\n## dse {command}\n" in text
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)

@@ -390,7 +390,7 @@ def test_the_number_of_designs_that_new_was_given_is_run(tmp_path, monkeypatch, 
     db = ["--db", str(tmp_path / "s.db")]
     assert run(["new", "few", "--model", "qwen2.5-0.5b", "--hardware", "l4", "--trials", "5"]) == 0
     capsys.readouterr()
-    assert run(["run", "few.py", "--executor", "local", "--json", *db]) in (0, 3)
+    assert run(["run", "few.py", "--executor", "local", "--json", *db]) == 0
     assert json.loads(capsys.readouterr().out)["designs"] == 5
     command = [sys.executable, "few.py"]
     environment = os.environ | {"DSE_DB": str(tmp_path / "other.db")}
