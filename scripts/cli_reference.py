@@ -17,8 +17,8 @@ HEAD = """# Command line
 Written by `scripts/cli_reference.py` from the commands; `make cli-reference` writes it anew. `dse COMMAND --help` says
 the same.
 
-Exit codes: 0 done · 1 failed, or a check with findings · 2 wrong input, said in words with the remedy · 130 interrupted,
-what was acknowledged is stored. With `--json`, one document is on stdout; everything else goes to stderr.
+Exit codes: 0 done · 1 failed, or a check with findings · 2 wrong input, said in words with the remedy · 130
+interrupted, what was acknowledged is stored. With `--json`, one document is on stdout; everything else goes to stderr.
 """
 
 
