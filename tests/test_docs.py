@@ -5,21 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 import dse
 from dse import Study, catalogue
-from dse.canonical import content_hash
 from dse.cli.main import _COMMANDS, run
-from dse.metrics import MetricBatch
-from dse.testing.conformance import check_cost_model, check_exporter
-from dse.testing.samples import small_problem, small_space
-from dse.whatif import evaluate_design
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def blocks(name, language="python"):
@@ -36,20 +33,40 @@ def test_the_study_in_the_readme_runs(tmp_path):
     assert len(results) == 64
 
 
-def test_the_cost_model_in_the_docs_passes_the_kit():
-    (code,) = blocks("docs/extending.md")
-    found = {"content_hash": content_hash, "MetricBatch": MetricBatch}
-    exec(compile(code, "docs/extending.md", "exec"), found)
-    check_cost_model(found["Rent"](), small_space(small_problem()))
+OWN = sorted(p.name for p in (ROOT / "docs" / "own").glob("*.md"))
 
 
-def test_the_exporter_in_the_docs_passes_the_kit():
-    (code,) = blocks("docs/exports.md")
-    found = {}
-    exec(compile(code, "docs/exports.md", "exec"), found)
-    chosen, _ = evaluate_design(small_problem(), {"weight_bits": 4})
-    check_exporter(found["Widths"](), chosen)
-    assert b'"lm_head": 4' in found["Widths"]().export(chosen).files["widths.json"]
+@pytest.mark.parametrize("page", OWN)
+def test_pages_on_bringing_your_own_run_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+    """Blocks with a title are files, Python runs in one namespace, lines of a console are commands that succeed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("DSE_DB", str(tmp_path / "own.db"))
+    before, ran = set(sys.modules), 0
+    text = (ROOT / "docs" / "own" / page).read_text(encoding="utf-8")
+    found = {"__name__": "__main__"}
+    for language, title, body in re.findall(r'```(\w*)(?: title="([^"]+)")?\n(.*?)```', text, re.DOTALL):
+        if title:
+            (tmp_path / title).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / title).write_text(body, encoding="utf-8")
+        elif language == "python":
+            exec(compile(body, page, "exec"), found)
+            ran += 1
+        elif language == "console":
+            for line in body.splitlines():
+                assert run(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
+        else:
+            raise AssertionError(f"{page} has a block that nothing runs: {body[:60]}")
+    for name in {m for m in sys.modules if m not in before and (tmp_path / f"{m}.py").exists()}:
+        del sys.modules[name]
+    assert ran
+
+
+def test_there_is_a_page_for_each_thing_of_your_own():
+    pages = {"model", "device", "quality-data", "cost-model", "proposer", "exporter"}
+    assert {p.removesuffix(".md") for p in OWN} == pages
+    index = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert all(f"(own/{page}.md)" in index for page in pages)
 
 
 def test_every_exporter_is_documented():
