@@ -8,12 +8,18 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 import dse
 from dse import Study, catalogue
 from dse.cli.main import _COMMANDS, run
+from dse.knobs import KNOBS
+from dse.metrics import METRICS
+from dse.testing.samples import small_problem
+from dse.whatif import evaluate_design
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -101,14 +107,72 @@ def test_from_the_readme_to_a_served_model(tmp_path, monkeypatch, capsys):
     assert (config["mfm_dse"]["study"], config["mfm_dse"]["number"]) == ("documents", number)
 
 
-def test_the_reference_of_the_command_line_is_fresh():
-    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "scripts" / "cli_reference.py")
+def test_the_navigation_has_every_page():
+    """``mkdocs build --strict`` says so too, where it is installed; this one always runs."""
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+    def pages(node):
+        return [node] if isinstance(node, str) else [p for n in node for v in n.values() for p in pages(v)]
+
+    there = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").glob("**/*.md")}
+    listed = pages(config["nav"])
+    assert len(listed) == len(set(listed))
+    assert set(listed) == there
+
+
+def reference():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    text = script.reference()
-    assert text == script.PAGE.read_text(encoding="utf-8"), "make cli-reference"
-    for command in _COMMANDS:
-        assert f"\n## dse {command}\n" in text
+    return script
+
+
+def test_pages_that_follow_from_the_code_are_fresh():
+    """Commands, knobs and metrics, and the output that the first page shows.
+
+    Of a search only the head is compared: which designs it finds rests on the last bits of sums, and so on the machine.
+    """
+    for name, text in reference().pages().items():
+        shown = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert found_aside(text) == found_aside(shown), f"docs/{name}: make reference"
+
+
+def found_aside(text):
+    """A page without the numbers and rows that a search came to."""
+
+    def head(block):
+        lines = block[0].splitlines()[:3]
+        return "\n".join([*(re.sub(r"\d+", "N", " ".join(line.split())) for line in lines), "```"])
+
+    return re.sub(r"```console\n\$ dse run [^`]*```", head, text)
+
+
+def test_the_reference_has_everything():
+    pages = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("cli.md", "knobs.md")}
+    assert all(f"\n## dse {command}\n" in pages["cli.md"] for command in _COMMANDS)
+    assert all(f"| `{name}`" in pages["knobs.md"] for name in [*KNOBS, *METRICS])
+    assert set(reference().FORMULAS) == set(METRICS)
+
+
+@pytest.mark.parametrize(("hardware", "values"), [
+    ("h100-sxm-80gb", {"batch": 4, "weight_bits": 4}),
+    ("h100-sxm-80gb", {"batch": 5, "n_devices": 4, "tensor_parallel": 2}),
+    ("npu-template", {"batch": 3, "weight_bits": 4, "kv_bits": 8}),
+])  # fmt: skip
+def test_metrics_obey_the_formulas_of_the_page(hardware, values):
+    chosen, _ = evaluate_design(small_problem(hardware=hardware, output_tokens=9), values)
+    m = SimpleNamespace(**{name: float(column[0]) for name, column in chosen.metrics.values.items()})
+    batch = values["batch"]
+    assert m.latency_s == pytest.approx(m.ttft_s + m.decode_s)
+    assert m.ttft_s == pytest.approx(m.encode_s + m.prefill_s)
+    assert m.tpot_s == pytest.approx(m.decode_s / 8)
+    assert m.throughput_tokens_per_s == pytest.approx(batch * 9 / m.latency_s)
+    assert m.power_w == pytest.approx(m.energy_j * batch / m.latency_s)
+    assert m.memory_bytes == pytest.approx(m.weight_bytes + m.kv_bytes + m.activation_bytes)
+    assert m.accuracy_ratio == pytest.approx(1 - 0.229 * m.quality_loss)
+    if hardware != "npu-template":
+        price = chosen.problem.hardware.price_usd_per_hour[0]
+        assert m.cost_usd == pytest.approx(price / 3600 * values.get("n_devices", 1) * m.latency_s / batch)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
