@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html.parser
 import json
 import os
@@ -10,6 +11,7 @@ import shlex
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -18,12 +20,18 @@ from dse.acceptance import Acceptance
 from dse.cli.main import run
 from dse.errors import DseError, UserError
 from dse.export import write_files
+from dse.export.report import write_report
+from dse.export.tables import write_table
 from dse.export.vllm import Vllm
 from dse.model import Model
 from dse.model.drafters import eagle_head, medusa_heads
+from dse.params import Choice
 from dse.policy import Policy
 from dse.problem import Problem
+from dse.protocols import Proposals
 from dse.scenario import Scenario
+from dse.space import Space
+from dse.study import Study
 from dse.testing.samples import small_policy_problem, small_problem, small_space
 from dse.whatif import evaluate_design
 
@@ -271,8 +279,6 @@ def without_comments(text, name, exporter):
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A small study on a device, stored; and its database."""
-    from dse.study import Study
-
     folder = tmp_path_factory.mktemp("store")
     problem = small_problem("text", "h100-sxm-80gb")
     study = Study(
@@ -305,6 +311,56 @@ def test_reports_show_the_front_and_run_nothing(stored, tmp_path):
             assert "&#x27;" in text
         else:
             assert "\\|" in text  # the name's bar does not end a cell
+
+
+class Named:
+    """A proposer with a name of somebody's choice."""
+
+    window = 1
+
+    def __init__(self, name):
+        self.name = name
+
+    def propose(self, history, k, rng):
+        return Proposals(history.space.sample(k, rng))
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name.strip() and len(name) < 1000])
+def test_hostile_names_in_whole_fronts(name, tmp_path):
+    """As the model's name, and as the proposer's: nothing is markup, a formula, or a broken table."""
+    problem = small_problem("text")
+    study = Study(
+        "hostile", model=Model.from_config(problem.target.config, name), scenario=problem.scenario,
+        hardware="npu-template", space=Space(weight_bits=Choice(4, 8, 16), pe_rows=Choice(16, 64)),
+        objectives="min latency_s, min quality_loss", proposers=Named(name),
+    )  # fmt: skip
+    results = study.run(4, db=str(tmp_path / "s.db"), executor="local", report=lambda _: None)
+    paths = {kind: tmp_path / f"front.{kind}" for kind in ("csv", "parquet", "markdown", "html")}
+    for kind in ("csv", "parquet"):
+        write_table(results, paths[kind], kind)
+    for kind in ("markdown", "html"):
+        write_report(results, paths[kind], kind)
+
+    assert set(pd.read_parquet(paths["parquet"])["proposer"]) == {name}  # as it is: nothing evaluates it
+    with paths["csv"].open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert {len(row) for row in rows} == {len(header)}
+    cells = [row[header.index("proposer")] for row in rows]
+    assert all(cell in (name, f"'{name}") for cell in cells)
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\0")) for cell in cells)
+
+    text = paths["html"].read_text(encoding="utf-8")
+    tags = []
+    parser = html.parser.HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.append((tag, dict(attrs)))
+    parser.feed(text)
+    assert not {"script", "img", "link", "iframe", "a"} & {tag for tag, _ in tags}
+    assert not [attrs for _, attrs in tags for key in attrs if key.startswith("on") or key in ("src", "href")]
+    lines = paths["markdown"].read_text(encoding="utf-8").splitlines()
+    for line in [*lines, *text.splitlines()]:
+        assert all(c.isprintable() for c in line), line
+    (model,) = [line for line in lines if line.startswith("- model")]
+    assert not re.search(r"(?<!\\)[<>`*_|]", model)
 
 
 def test_the_front_alone_as_csv(stored, tmp_path):
