@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 import yaml
 
 import dse
 from dse import Study, catalogue
 from dse.cli.main import _COMMANDS, run
+from dse.cli.main import dse as dse_command
 from dse.knobs import KNOBS
 from dse.metrics import METRICS
 from dse.testing.samples import small_problem
@@ -189,6 +191,34 @@ def test_files_and_commands_that_are_named_exist(document):
             assert (ROOT / name).exists(), f"{document.name} names {name}"
     for command in re.findall(r"(?:^|`|· )dse ([a-z]+)\b", text, re.MULTILINE):
         assert command in _COMMANDS, f"{document.name} names dse {command}"
+
+
+def documented_commands():
+    """Lines of blocks that begin with dse, up to two spaces (what follows explains) or a pipe."""
+    for document in (d for d in DOCUMENTS if d.name != "cli.md"):  # which is written from them
+        text = document.read_text(encoding="utf-8")
+        found = re.findall(r"^ *\$? ?(dse [a-z].*)$", "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)), re.M)
+        yield from ((document.name, re.split(r"\s{2,}|\s[|#·]", line)[0]) for line in found)
+
+
+def test_options_of_documented_commands_exist():
+    """Every option is one of that command, also where a line is a template that cannot be run."""
+    n = 0
+    for document, line in documented_commands():
+        words = line.replace("[", " ").replace("]", " ").split()
+        command, context = dse_command, click.Context(dse_command)
+        for word in words[1:]:
+            if not isinstance(command, click.Group) or word.startswith("-"):
+                break
+            found = command.get_command(context, word.partition("|")[0])
+            assert found is not None, f"{document}: {line}"
+            command = found
+        known = {name for option in command.params for name in option.opts}
+        for word in words:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in known, f"{document}: {word} of {line}"
+                n += 1
+    assert n > 50
 
 
 def test_every_proposer_and_cost_model_is_documented():
