@@ -20,6 +20,7 @@ from dse.cli.main import _COMMANDS, run
 from dse.cli.main import dse as dse_command
 from dse.knobs import KNOBS
 from dse.metrics import METRICS
+from dse.objectives import Goal
 from dse.testing.samples import small_problem
 from dse.whatif import evaluate_design
 
@@ -75,6 +76,16 @@ def test_there_is_a_page_for_each_thing_of_your_own():
     assert {p.removesuffix(".md") for p in OWN} == pages
     index = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     assert all(f"(own/{page}.md)" in index for page in pages)
+
+
+def test_the_goal_and_the_ladder_in_the_docs_are_taken():
+    goal, ladder = blocks("docs/studies.md")
+    found = {}
+    exec(goal, found)
+    parsed = Goal.parse(found["objectives"], found["constraints"], list(METRICS))
+    assert (len(parsed.objectives), len(parsed.constraints)) == (2, 3)
+    exec(ladder, found)
+    assert isinstance(found["ladder"], dse.Rung)
 
 
 def test_every_exporter_is_documented():

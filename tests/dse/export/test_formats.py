@@ -10,10 +10,14 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dse import catalogue
 from dse.acceptance import Acceptance
@@ -23,13 +27,16 @@ from dse.export import write_files
 from dse.export.report import write_report
 from dse.export.tables import write_table
 from dse.export.vllm import Vllm
-from dse.model import Model
+from dse.hardware import read_hardware
+from dse.metrics import MetricBatch
+from dse.model import Model, read_model
 from dse.model.drafters import eagle_head, medusa_heads
 from dse.params import Choice
 from dse.policy import Policy
 from dse.problem import Problem
-from dse.protocols import Proposals
+from dse.protocols import Chosen, Proposals
 from dse.scenario import Scenario
+from dse.schema import Schema
 from dse.space import Space
 from dse.study import Study
 from dse.testing.samples import small_policy_problem, small_problem, small_space
@@ -104,6 +111,58 @@ def test_vllm_pixel_bounds_give_the_designs_image(plain_design, size, side):
     served = Model.from_config(problem.target.config, "served", processor=bounds).visual_layout(size[1], size[0])
     same = (served.height_px, served.width_px) == (wanted.height_px, wanted.width_px)
     assert same or any(f"image_px={side}" in s for s in exported.not_expressible)
+
+
+@cache
+def serving_space(model):
+    target = read_model(model)
+    images = {"images": 1, "image_px": (640, 480)} if target.image_rule is not None else {}
+    problem = Problem(
+        {"target": target}, Scenario(**images), read_hardware("h100-sxm-80gb"), policy=Policy({"ngram": 0.4})
+    )
+    domains = {
+        "n_devices": Choice(1, 2, 3, 8), "tensor_parallel": Choice(1, 2, 4), "pipeline_parallel": Choice(1, 2),
+        "expert_parallel": Choice(1, 2, 4), "batch": Choice(1, 5, 64), "k_bits": Choice(4, 8, 16),
+        "v_bits": Choice(8, 16), "max_context": Choice(0, 4096), "prefill_chunk": Choice(0, 512),
+        "draft": Choice("none", "ngram"), "draft_tokens": Choice(0, 1, 4), "weight_bits": Choice(4, 16),
+        "token_stride": Choice(1, 2), "visual_token_keep": Choice(0.5, 1.0),
+    }  # fmt: skip
+    known = Schema(problem).fields
+    return Space({name: domain for name, domain in domains.items() if name in known}).bind(problem)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["llava-1.5-7b", "qwen2.5-vl-3b", "qwen2.5-coder-7b", "mixtral-8x7b"]), st.integers(0, 10_000))
+def test_vllm_says_the_design_or_lists_what_it_cannot(model, seed):
+    space = serving_space(model)
+    codes = space.sample(1, np.random.default_rng(seed))
+    batch = space.decode(codes)
+    chosen = Chosen("s", seed, space.schema.problem, batch, space.values(codes)[0], MetricBatch({}, 1))
+    exported = Vllm().export(chosen)
+    (_, found), said = options(exported), " ".join(exported.not_expressible)
+
+    def value(name):
+        return batch[name].ravel()[0]
+
+    replicas = int(found.get("data-parallel-size", 1))
+    tensor, pipeline = int(found["tensor-parallel-size"]), int(found["pipeline-parallel-size"])
+    assert (tensor, pipeline) == (value("tensor_parallel"), value("pipeline_parallel"))
+    assert (tensor * pipeline * replicas == value("n_devices")) != ("devices do not divide" in said)
+    assert replicas * (int(found["max-num-seqs"]) - 1) < value("batch") <= replicas * int(found["max-num-seqs"])
+    expert = tensor * replicas if "enable-expert-parallel" in found else 1
+    assert (expert == value("expert_parallel")) != ("expert_parallel=" in said)
+    widths = {int(value("k_bits")), int(value("v_bits"))}
+    assert (widths == {8 if found.get("kv-cache-dtype") == "fp8" else 16}) != ("one width for the whole cache" in said)
+    assert int(found.get("max-model-len", 0)) == value("max_context")
+    assert int(found.get("long-prefill-token-threshold", 0)) == value("prefill_chunk")
+    config = json.loads(found.get("speculative-config", "{}"))
+    assert config.get("method", "none") == value("draft")
+    if config:
+        assert (config.get("num_speculative_tokens", 0) == value("draft_tokens")) or "draft_tokens=0" in said
+        assert ("num_speculative_tokens" in config) != ("draft_tokens=0" in said)
+    for name in ("token_stride", "visual_token_keep"):
+        if name in batch:
+            assert (value(name) != 1) == (f"no word for {name}" in said)
 
 
 def test_vllm_needs_a_device(plain_design):
