@@ -12,7 +12,7 @@ import streamlit as st
 from dashboard import data
 from dashboard.data import View
 from dashboard.figures.calls import prediction_figure
-from dashboard.views.shell import choose_study, guarded, live, plain_table
+from dashboard.views.shell import choose_study, guarded, live, plain_table, wrapping
 from dse.calls import ACCEPTED, OUTCOMES, Call, Edit, Session, designs_of, observed_ratios, scores, spent
 from dse.results import Results
 
@@ -63,11 +63,16 @@ def _overview(view: View) -> None:
     sessions, calls, edits = _log(view)
     dollars, tokens, n_calls = spent(calls)
     accepted = sum(e.verdict == ACCEPTED for e in edits)
-    cells = st.columns(4)
-    cells[0].metric("calls", f"{n_calls:,}")
-    cells[1].metric("tokens", f"{tokens:,}", help="as caps count them: what is not known counts at the most it can be")
-    cells[2].metric("spent", f"${dollars:.4f}")
-    cells[3].metric("proposals accepted", f"{accepted:,} of {len(edits):,}")
+    cells = wrapping()
+    cells.metric("calls", f"{n_calls:,}", width="content")
+    cells.metric(
+        "tokens",
+        f"{tokens:,}",
+        help="as caps count them: what is not known counts at the most it can be",
+        width="content",
+    )
+    cells.metric("spent", f"${dollars:.4f}", width="content")
+    cells.metric("proposals accepted", f"{accepted:,} of {len(edits):,}", width="content")
     for session in sessions:
         if session.stop_reason:
             st.text(f"Run {session.number} stopped asking: {session.stop_reason}")

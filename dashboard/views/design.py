@@ -23,6 +23,7 @@ from dashboard.views.shell import (
     prior_note,
     set_aside,
     shown,
+    wrapping,
 )
 from dse import catalogue
 from dse.errors import DseError, UserError
@@ -83,9 +84,9 @@ def _verdict(view: View, number: int, record: dict[str, Any]) -> None:
     else:
         st.warning(f"design {number}: not feasible")
         st.text(record["reason"] or record["status"])
-    left, right = st.columns([4, 1])
-    left.text(f"proposed by {record['proposer']}")
-    if right.button("Set aside to compare", icon=":material/bookmark_add:"):
+    row = wrapping()
+    row.text(f"proposed by {record['proposer']}", width="content")
+    if row.button("Set aside to compare", icon=":material/bookmark_add:"):
         set_aside(view.results.row.name, [number])
         st.toast("set aside: the Compare page has it")
 
