@@ -11,7 +11,7 @@ does). With ``reserves`` blocks for the whole request are taken at admission, an
     step time  t = linear(rows) + head(logits) + attend(decoding, mean context) + context(chunk rows, keys they see)
                    + encode(requests whose images or sounds come in)
 
-each interpolated linearly in a table (:mod:`costmodels.steptables` makes them); energy likewise. A request ends with
+each interpolated linearly in a table (:mod:`costmodels.steptable`); energy likewise. A request ends with
 its last token; its blocks are free from then on. The first running request always advances, so a run ends after at most
 as many steps as there are positions to compute, whatever the load.
 
@@ -31,47 +31,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numba import njit
 
+from costmodels.steptable import StepTable, step_cost
+
 SAMPLES: Final = 6
 """Columns of a timeline: end of step, running, waiting, blocks in use, tokens written, prompt positions."""
-
-
-class Curve(NamedTuple):
-    """A piecewise linear function of x, arrays (k,): seconds and joules at ascending x."""
-
-    x: np.ndarray
-    seconds: np.ndarray
-    joules: np.ndarray
-
-
-class Surface(NamedTuple):
-    """A piecewise bilinear function of x and y: ascending axes (k,), (m,), values (k, m)."""
-
-    x: np.ndarray
-    y: np.ndarray
-    seconds: np.ndarray
-    joules: np.ndarray
-
-
-class StepTable(NamedTuple):
-    """What a step takes.
-
-    Attributes:
-        linear: of the rows of all requests together, one row through the head included.
-        head: of further rows through the head.
-        attend: of attention while decoding: requests, mean context.
-        context: of attention over chunks of prompts: rows, mean keys that a row sees.
-        encode: of images and sounds: requests.
-        draft: of the drafter's passes of a step: requests, mean context.
-        read: of the drafter's reading of prompts: rows.
-    """
-
-    linear: Curve
-    head: Curve
-    attend: Surface
-    context: Surface
-    encode: Curve
-    draft: Surface
-    read: Curve
 
 
 class Limits(NamedTuple):
@@ -143,22 +106,6 @@ class Run:
     timeline: np.ndarray
 
 
-def flat(seconds: float = 0.0, joules: float = 0.0) -> Curve:
-    """Return a curve that is the same everywhere."""
-    return Curve(np.zeros(1), np.array([seconds]), np.array([joules]))
-
-
-def plane(seconds: float = 0.0, joules: float = 0.0) -> Surface:
-    """Return a surface that is the same everywhere."""
-    return Surface(np.zeros(1), np.zeros(1), np.array([[seconds]]), np.array([[joules]]))
-
-
-def step_table(**parts: Any) -> StepTable:
-    """Return a table in which the parts that are not given cost nothing."""
-    curves = {name: flat() for name in ("linear", "head", "encode", "read")}
-    return StepTable(**(curves | {name: plane() for name in ("attend", "context", "draft")} | parts))
-
-
 def simulate(
     arrival_s: np.ndarray,
     prompt: np.ndarray,
@@ -168,6 +115,7 @@ def simulate(
     kept: np.ndarray | None = None,
     seed: int = 0,
     *,
+    checked: int | None = None,
     encodes: bool = False,
     with_timeline: bool = False,
 ) -> Run:
@@ -180,6 +128,7 @@ def simulate(
         table: step times.
         kept: chances S_1 >= S_2 >= ... that guesses are kept, shape (g,); None for no guesses.
         seed: of the guesses that are kept.
+        checked: positions that a step checks besides the one it is sure of: g, or the nodes of a tree.
         encodes: whether requests have images or sounds.
         with_timeline: whether to keep a row per step.
 
@@ -189,7 +138,7 @@ def simulate(
     arrival = np.ascontiguousarray(arrival_s, dtype=np.float64)
     long = [np.ascontiguousarray(a, dtype=np.int64) for a in (prompt, output)]
     chances = np.zeros(0) if kept is None else np.ascontiguousarray(kept, dtype=np.float64)
-    guesses = len(chances)
+    guesses = len(chances) if checked is None else checked
     if not len(arrival) or (np.diff(arrival) < 0).any():
         raise ValueError(f"{len(arrival)} arrivals, which must be ascending")
     most = int((long[0] + long[1]).max()) + guesses
@@ -197,7 +146,7 @@ def simulate(
         raise ValueError(f"a request of {most} positions never fits {limits}")
     room = limits._replace(positions=max(limits.positions, guesses + 1, 1 if limits.cuts else most))
     start_s, first_s, end_s, sums, timeline = _run(
-        arrival, long[0], long[1], room, table, chances, np.uint64(seed), encodes, with_timeline
+        arrival, long[0], long[1], room, table, chances, guesses, np.uint64(seed), encodes, with_timeline
     )
     return Run(arrival, start_s, first_s, end_s, long[0], long[1], Sums(*sums), timeline)
 
@@ -205,10 +154,10 @@ def simulate(
 @njit(cache=True)
 def _run(
     arrival: np.ndarray, prompt: np.ndarray, output: np.ndarray, limits: Limits, table: StepTable, kept: np.ndarray,
-    seed: np.uint64, encodes: bool, with_timeline: bool,
+    guesses: int, seed: np.uint64, encodes: bool, with_timeline: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[Any, ...], np.ndarray]:  # fmt: skip
     """Return start, first token and end of each request, the sums and the timeline."""
-    n, guesses = len(arrival), len(kept)
+    n = len(arrival)
     computed = np.zeros(n, np.int64)  # positions in the cache
     written = np.zeros(n, np.int64)  # tokens
     blocks = np.zeros(n, np.int64)
@@ -301,7 +250,7 @@ def _run(
             logits += take == need
             run[n_run] = r
             n_run += 1
-        step_s, step_j = _step(table, decoding, context, rows, seen, logits, coming, guesses)
+        step_s, step_j = step_cost(table, decoding, context, rows, seen, logits, coming, guesses)
         used = limits.blocks - free
         n_waiting = _waiting(arrival, arrived, now, step_s)
         running_s += n_run * step_s
@@ -358,71 +307,6 @@ def _waiting(arrival: np.ndarray, arrived: int, now: float, step_s: float) -> fl
         total += now + step_s - arrival[arrived]
         arrived += 1
     return total
-
-
-@njit(cache=True)
-def _step(
-    table: StepTable, decoding: int, context: float, rows: int, seen: float, logits: int, coming: int, guesses: int
-) -> tuple[float, float]:
-    """Return seconds and joules of a step."""
-    all_rows = rows + decoding * (guesses + 1)
-    seconds, joules = _curve(table.linear, float(all_rows))
-    if logits > 1:
-        s, j = _curve(table.head, float(logits))
-        seconds, joules = seconds + s, joules + j
-    if decoding > 0:
-        s, j = _surface(table.attend, float(decoding), context / decoding)
-        seconds, joules = seconds + s, joules + j
-        if guesses > 0:
-            s, j = _surface(table.draft, float(decoding), context / decoding)
-            seconds, joules = seconds + s, joules + j
-    if rows > 0:
-        s, j = _surface(table.context, float(rows), seen / rows)
-        seconds, joules = seconds + s, joules + j
-        s, j = _curve(table.read, float(rows))
-        seconds, joules = seconds + s, joules + j
-    if coming > 0:
-        s, j = _curve(table.encode, float(coming))
-        seconds, joules = seconds + s, joules + j
-    return seconds, joules
-
-
-@njit(cache=True)
-def _place(axis: np.ndarray, x: float) -> tuple[int, float]:
-    """Return the interval of an axis that x is in, and how far; beyond its ends it goes on as in the last one."""
-    if len(axis) == 1:
-        return 0, 0.0
-    low, high = 0, len(axis) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if axis[middle] <= x:
-            low = middle
-        else:
-            high = middle
-    return low, (x - axis[low]) / (axis[high] - axis[low])
-
-
-@njit(cache=True)
-def _curve(curve: Curve, x: float) -> tuple[float, float]:
-    i, part = _place(curve.x, x)
-    k = min(i + 1, len(curve.x) - 1)
-    return (
-        max(curve.seconds[i] + part * (curve.seconds[k] - curve.seconds[i]), 0.0),
-        max(curve.joules[i] + part * (curve.joules[k] - curve.joules[i]), 0.0),
-    )
-
-
-@njit(cache=True)
-def _surface(surface: Surface, x: float, y: float) -> tuple[float, float]:
-    i, a = _place(surface.x, x)
-    j, b = _place(surface.y, y)
-    k, m = min(i + 1, len(surface.x) - 1), min(j + 1, len(surface.y) - 1)
-    w00, w01, w10, w11 = (1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b
-    s, e = surface.seconds, surface.joules
-    return (
-        max(w00 * s[i, j] + w01 * s[i, m] + w10 * s[k, j] + w11 * s[k, m], 0.0),
-        max(w00 * e[i, j] + w01 * e[i, m] + w10 * e[k, j] + w11 * e[k, m], 0.0),
-    )
 
 
 @njit(cache=True)

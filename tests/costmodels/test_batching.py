@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodels.batching import Curve, Limits, Surface, flat, plane, simulate, step_table
+from costmodels.batching import Limits, simulate
+from costmodels.steptable import Curve, Surface, flat, plane, step_table
 
 ONE = Limits(requests=1, positions=1 << 40, blocks=1 << 40, block_tokens=16, cuts=False, reserves=False)
 
