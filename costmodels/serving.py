@@ -8,8 +8,8 @@ memory leaves for keys and values (:mod:`costmodels.capacity`), and an event loo
   has them; or, with neither, all there from the start, which measures throughput. Random numbers depend on the seed
   alone ("serving:7" is seed 7), so designs see the same arrivals and the same luck.
 - *Engine*: ``batch`` requests at a time over all replicas; a step computes ``prefill_chunk`` positions, or with 0 as
-  many as :data:`POSITIONS` and whole prompts only. Data-parallel replicas take requests in turn. "serving:7,reserve"
-  takes blocks for whole requests at admission in place of preempting.
+  many as :data:`POSITIONS` and whole prompts only. Data-parallel replicas take requests in turn. It treats memory as
+  vLLM does and preempts; "serving:7,trtllm" is TensorRT-LLM's way, blocks for whole requests at admission.
 - *Speculation*: look-ahead and rates as in :mod:`costmodels.decoding`; how many guesses are kept is drawn per step.
 - *Beyond capacity*: capacity is the rate at which requests are served where all are there from the start. A design
   whose arrivals exceed it is infeasible, by so much: its queue would grow without end. A trace is served whatever its
@@ -31,7 +31,7 @@ from typing import Any, Final
 import numpy as np
 
 from costmodels.batching import Limits, Run, simulate
-from costmodels.capacity import BLOCK_TOKENS, Capacity, capacity
+from costmodels.capacity import BLOCK_TOKENS, ENGINES, Capacity, Engine, capacity
 from costmodels.decoding import Decoding, published
 from costmodels.device_energy import IDLE_RATIO
 from costmodels.prior import PriorEvaluator
@@ -72,7 +72,7 @@ class Serving:
     """The serving cost model "serving".
 
     Args:
-        options: the seed, and "reserve" for an engine that never preempts; "7,reserve".
+        options: the seed and the engine ("vllm" by default), as "7,trtllm".
 
     Raises:
         UserError: another option.
@@ -85,13 +85,14 @@ class Serving:
 
     def __init__(self, options: str = "") -> None:
         words = [word for word in options.split(",") if word]
-        self.reserves = "reserve" in words
-        numbers = [word for word in words if word != "reserve"]
-        if len(numbers) > 1 or not all(word.isdecimal() and len(word) < 19 for word in numbers):
+        engines = [word for word in words if word in ENGINES] or ["vllm"]
+        numbers = [word for word in words if word not in ENGINES]
+        if len(numbers) > 1 or len(engines) > 1 or not all(w.isdecimal() and len(w) < 19 for w in numbers):
             raise UserError(
-                f"cost model 'serving': {options!r} is neither a seed nor 'reserve'",
-                "write serving:7, or serving:7,reserve",
+                f"cost model 'serving': {options!r} is no seed and engine ({', '.join(ENGINES)})",
+                "write serving:7, or serving:7,trtllm",
             )
+        self.engine = ENGINES[engines[0]]
         self.seed = int(numbers[0]) if numbers else 0
         self.name = f"serving:{options}" if options else "serving"
 
@@ -107,7 +108,7 @@ class Serving:
                 f"cost model 'serving' serves one model with its drafters, the problem has {', '.join(stages)}",
                 "judge cascades with 'policy', or serve each stage in a study of its own",
             )
-        return ServingEvaluator(problem, self.seed, self.reserves)
+        return ServingEvaluator(problem, self.seed, self.engine)
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,11 @@ class ServingEvaluator:
     Args:
         problem: the problem.
         seed: of arrivals and of guesses kept.
-        reserves: whether requests take all their blocks at admission.
+        engine: what serves.
     """
 
-    def __init__(self, problem: Problem, seed: int, reserves: bool) -> None:
-        self.problem, self.seed, self._reserves = problem, seed, reserves
+    def __init__(self, problem: Problem, seed: int, engine: Engine) -> None:
+        self.problem, self.seed, self._maker = problem, seed, engine
         self._policy = problem.policy or Policy()
         roles = list(problem.models) if problem.policy else [TARGET]
         self._steps = {role: Steps(problem, role) for role in roles}
@@ -161,14 +162,14 @@ class ServingEvaluator:
                 "quality": [one.fingerprint for one in self._quality.values()],
                 "problem": problem.content_hash,
                 "scenario": problem.scenario.to_json(),
-                "engine": [seed, reserves],
+                "engine": [seed, *engine],
             }
         )
         given = set(base.metrics)
         self.metrics: Sequence[str] = (
             *_METRICS,
-            *(("energy_j", "energy_j_per_million_tokens") if "energy_j" in given else ()),
-            *(("cost_usd", "cost_usd_per_million_tokens") if "cost_usd" in given else ()),
+            *(("energy_j", "million_tokens_energy_j") if "energy_j" in given else ()),
+            *(("cost_usd", "million_tokens_cost_usd") if "cost_usd" in given else ()),
         )
         self._encodes = self._steps[TARGET].workload.passes("encode") > 0
 
@@ -301,7 +302,7 @@ class ServingEvaluator:
         weights, cache = (np.nan_to_num(a, nan=1.0) for a in (weights, cache))
         model = self.problem.target
         memory = float(self.problem.hardware.memory_bytes)
-        room = capacity(memory, weights, costs.live_bytes, extent.places, model.vocab_size, cache, final)
+        room = capacity(memory, weights, costs.live_bytes, extent.places, model.vocab_size, cache, final, self._maker)
         text = (
             f"weights, a step's activations and the cache of one request need {{needed}}, "
             f"{self.problem.hardware.name} has {{available}} to use"
@@ -336,7 +337,7 @@ class ServingEvaluator:
         extent, replicas = engine.extent, int(engine.extent.replicas[row])
         room = Limits(
             int(extent.places[row]), int(extent.positions[row]), int(engine.room.n_blocks[row]), BLOCK_TOKENS,
-            bool(engine.cuts[row]), self._reserves,
+            bool(engine.cuts[row]), self._maker.reserves,
         )  # fmt: skip
         table, kept, checked = engine.table(row, end), engine.kept(row, end), int(extent.guesses[row])
         return [
@@ -407,10 +408,10 @@ class ServingEvaluator:
                 idle = span * float(engine.extent.replicas[row]) - sum(run.sums.busy_s for run in runs)
                 own = devices / float(engine.extent.replicas[row])
                 joules += IDLE_RATIO[end] * hardware.power_w * own * max(idle, 0.0)
-            found["energy_j"], found["energy_j_per_million_tokens"] = joules / requests, 1e6 * joules / tokens
+            found["energy_j"], found["million_tokens_energy_j"] = joules / requests, 1e6 * joules / tokens
         if "cost_usd" in self.metrics:
             assert isinstance(hardware, Device)
             assert hardware.price_usd_per_hour
             price = hardware.price_usd_per_hour[end // 2] * devices * span / 3600
-            found["cost_usd"], found["cost_usd_per_million_tokens"] = price / requests, 1e6 * price / tokens
+            found["cost_usd"], found["million_tokens_cost_usd"] = price / requests, 1e6 * price / tokens
         return found

@@ -33,8 +33,6 @@ SUFFIXES: Final[dict[str, tuple[str, bool, bool]]] = {
     "_ops_per_s": ("op/s", False, True),
     "_flops_per_s": ("FLOP/s", False, True),
     "_usd_per_hour": ("USD/h", False, False),
-    "_usd_per_million_tokens": ("USD/Mtoken", False, False),
-    "_j_per_million_tokens": ("J/Mtoken", False, True),
     "_j_per_byte": ("J/B", False, True),
     "_j_per_bit": ("J/bit", False, True),
     "_j_per_op": ("J/op", False, True),
