@@ -6,6 +6,8 @@
 # make bench-executors  what a second worker brings
 # make bench-faults  250 kills of running studies
 # make bench-search  search methods on frozen spaces
+# make bench-agents  agents and samplers in the first designs
+# make bench-junk  what a language model without a clue costs
 # make dashboard  the web dashboard over the stored studies
 #
 # Each target sets up .venv first: pinned dependencies, verified by hash, no index address in the lock.
@@ -14,7 +16,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup.py
 
-.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search dashboard lock clean
+.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search bench-agents bench-junk dashboard lock clean
 
 study: .venv/runtime
 	@$(BIN)/dse run studies/medical_vqa_edge.py
@@ -53,6 +55,12 @@ bench-faults: .venv/dev
 
 bench-search: .venv/dev
 	$(BIN)/python -m tests.benchmarks.search
+
+bench-agents: .venv/dev
+	$(BIN)/python -m tests.benchmarks.search.agents
+
+bench-junk: .venv/dev
+	$(BIN)/python -m tests.benchmarks.search.junk
 
 lock: .venv/dev
 	$(BIN)/python scripts/lock.py

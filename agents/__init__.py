@@ -12,7 +12,9 @@ PROPOSERS: Final = {
     "tpe": "agents.tpe:Tpe",
     "gp": "agents.gp:Gp",
     "local": "agents.local:Local",
+    "bottleneck": "agents.bottleneck:Bottleneck",
     "allocate": "agents.allocate:Allocate",
     "enumerate": "agents.exhaustive:Enumerate",
     "optuna": "agents.optuna_sampler:OptunaSampler",
+    "llm": "agents.llm.arm:LlmArm",
 }

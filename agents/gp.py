@@ -2,9 +2,7 @@
 
 For each batch, a process per objective and one for feasibility is conditioned on the best and the latest designs. Some
 generations of crossover and mutation are run on the predictions, and the batch is drawn greedily by expected
-hypervolume improvement times the probability of being feasible, each pick counting as evaluated for the next
-(Emmerich, Giannakoglou and Naujoks, IEEE Trans. Evol. Comp. 10(4), 2006; expectation by quasi-Monte Carlo, volume along
-directions, see :mod:`agents.standing`).
+hypervolume improvement (:mod:`agents.lookahead`).
 
 Hyperparameters are refitted when the study has grown by a fifth, from the designs up to then: they follow from the
 history alone, and their cost is shared by the batches in between.
@@ -12,17 +10,16 @@ history alone, and their cost is shared by the batches in between.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 
-from agents.evolve import START_DESIGNS, tournament
+from agents.evolve import START_DESIGNS
+from agents.lookahead import Predicted, normal_cdf, pick, search, worth
 from agents.sampling import stratified
 from agents.standing import Frame, stand
 from agents.surrogate import Features, Posterior, Process, Scale, fit
-from agents.variation import CROSSOVERS, MUTATIONS, Layout, cross, make_new, mutate, unknown_rows
+from agents.variation import Layout, make_new
 from dse import pareto
 from dse.protocols import History, Proposals
 
@@ -30,25 +27,7 @@ TRAINING_ROWS: Final = 240
 _FIT_ROWS: Final = 120
 _FIT_STEPS: Final = 24
 _GROWTH: Final = 1.2
-_GENERATIONS: Final = 5
-_CHILDREN: Final = 192
-_FINALISTS: Final = 160
-_SAMPLES: Final = 8
 _FEASIBLE: Final = -0.7
-
-
-@dataclass(frozen=True)
-class _Outlook:
-    """Predictions at some designs.
-
-    Attributes:
-        means, deviations: of the standardised objectives, shape (n, m).
-        p_feasible: shape (n,).
-    """
-
-    means: np.ndarray
-    deviations: np.ndarray
-    p_feasible: np.ndarray
 
 
 class Gp:
@@ -69,8 +48,8 @@ class Gp:
             return Proposals(codes[fresh])
         standing = stand(history.objectives, history.violation)
         model = _Model(history, standing.order, self._processes(history))
-        candidates = self._search(history, layout, standing.order, model, k, rng)
-        chosen = _pick(model, candidates, min(k, len(candidates)), rng)
+        candidates = search(history, layout, standing.order, model, k, rng)
+        chosen = pick(model, candidates, min(k, len(candidates)), rng)
         return Proposals(candidates[chosen])
 
     def _processes(self, history: History) -> list[Process | None]:
@@ -89,33 +68,6 @@ class Gp:
             features = Features(history.space)
             self._fitted = (key, _fit_all(history, chosen, features))
         return self._fitted[1]
-
-    @staticmethod
-    def _search(
-        history: History, layout: Layout, order: np.ndarray, model: _Model, k: int, rng: np.random.Generator
-    ) -> np.ndarray:
-        """Return new designs of high predicted gain, best first, shape (n, p)."""
-        pool = history.codes[order[: int(np.clip(len(order) // 4, 16, 80))]]
-        found = np.empty((0, history.space.n_parameters), dtype=pool.dtype)
-        scores = np.empty(0)
-        for generation in range(_GENERATIONS):
-            n = _CHILDREN
-            index = np.arange(len(pool))
-            a, b = tournament(index, n, rng), tournament(index, n, rng)
-            children = cross(layout, pool[a], pool[b], rng.integers(0, len(CROSSOVERS), n), rng)
-            children = mutate(layout, children, rng.integers(0, len(MUTATIONS), n), rng)
-            if generation == 0:
-                children[: n // 8] = history.space.sample(n // 8, rng)
-            children = history.space.repair(children)
-            children = children[unknown_rows(history, children, set())]
-            found = np.concatenate([found, children])
-            scores = np.concatenate([scores, model.quick(children)])
-            _, first = np.unique(found, axis=0, return_index=True)
-            first = first[np.argsort(-scores[first], kind="stable")]
-            found, scores = found[first], scores[first]
-            best = found[: max(32, k)]
-            pool = np.concatenate([best, pool[:16]])
-        return found[: max(_FINALISTS, 2 * k)]
 
 
 class _Model:
@@ -142,6 +94,7 @@ class _Model:
                 self.limits.append((posterior, float(scale.forward(np.array([bound]))[0])))
         feasible = objectives[known & (history.violation == 0)]
         self.frame: Frame | None = None
+        self.base = np.empty(0)
         if len(feasible):
             front = feasible[pareto.first_front(feasible)]
             self.frame = Frame.around(front, feasible)
@@ -158,69 +111,23 @@ class _Model:
         probability = np.ones(len(f))
         for posterior, bound in self.limits:
             mean, deviation = posterior.mean_and_deviation(f)
-            probability *= _normal_cdf((bound - mean) / deviation)
+            probability *= normal_cdf((bound - mean) / deviation)
         return probability
 
     def quick(self, codes: np.ndarray) -> np.ndarray:
-        """Return the gain at the predicted means, less half of how far dominated designs are from one, shape (n,)."""
+        """Return what the predicted means are worth, shape (n,)."""
         f = self.features(codes)
         if self.frame is None:
             return self._p_feasible(f)
         means = np.stack([p.mean(f) for p in self.posteriors], axis=1)
-        reach = self.frame.reach(self.back(means))
-        gain = np.maximum(reach - self.base, 0.0).mean(axis=1)
-        # Ties at no gain: nearest to the front along its best direction.
-        behind = (reach - self.base).max(axis=1)
-        return self._p_feasible(f) * np.where(gain > 0, 1.0 + gain, 0.5 + 0.5 * np.tanh(np.minimum(behind, 0.0)))
+        return worth(self.frame, self.base, self.back(means), self._p_feasible(f))
 
-    def look(self, codes: np.ndarray) -> _Outlook:
+    def look(self, codes: np.ndarray) -> Predicted:
         """Return the predictions at rows of codes."""
         f = self.features(codes)
         both = [p.mean_and_deviation(f) for p in self.posteriors]
         means, deviations = (np.stack([b[i] for b in both], axis=1) for i in (0, 1))
-        return _Outlook(means, deviations, self._p_feasible(f))
-
-
-def _pick(model: _Model, codes: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the rows of the batch: greedily the largest expected gain, each pick counting for the next."""
-    if not len(codes):
-        return np.empty(0, dtype=np.intp)
-    outlook = model.look(codes)
-    if model.frame is None:
-        return np.argsort(-outlook.p_feasible, kind="stable")[:k]
-    m = outlook.means.shape[1]
-    noise = _normal_samples(m, rng)
-    reach = np.stack([model.frame.reach(model.back(outlook.means + z * outlook.deviations)) for z in noise])
-    reach = reach.astype(np.float32)  # (samples, n, directions)
-    best = np.broadcast_to(model.base.astype(np.float32), (len(noise), reach.shape[2])).copy()
-    chosen: list[int] = []
-    left = np.ones(len(codes), dtype=bool)
-    while len(chosen) < k:
-        gain = np.maximum(reach - best[:, None, :], 0.0).mean(axis=(0, 2)) * outlook.p_feasible
-        gain = np.where(left, gain, -1.0)
-        pick = int(gain.argmax())
-        if gain[pick] <= 0:  # nothing more is expected to gain: the rest in the order of the search
-            rest = np.flatnonzero(left)[: k - len(chosen)]
-            chosen += rest.tolist()
-            break
-        chosen.append(pick)
-        left[pick] = False
-        best = np.maximum(best, reach[:, pick, :])
-    return np.array(chosen, dtype=np.intp)
-
-
-def _normal_samples(m: int, rng: np.random.Generator) -> np.ndarray:
-    """Return antithetic normal samples with one Latin hypercube behind them, shape (samples, m)."""
-    half = _SAMPLES // 2
-    unit = (rng.permuted(np.tile(np.arange(half), (m, 1)), axis=1).T + 0.5) / half
-    inverse = NormalDist().inv_cdf
-    z = np.array([[inverse(u) for u in row] for row in unit])
-    return np.concatenate([z, -z])
-
-
-def _normal_cdf(x: np.ndarray) -> np.ndarray:
-    """Return the normal distribution function, to 1e-4 (Hastings' rational approximation, by tanh)."""
-    return 0.5 * (1.0 + np.tanh(0.7978845608 * (x + 0.044715 * x**3)))
+        return Predicted(means, deviations, self._p_feasible(f))
 
 
 def _limits(history: History) -> list[tuple[np.ndarray, np.ndarray, float]]:

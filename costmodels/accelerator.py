@@ -56,7 +56,7 @@ from dse.designs import DesignBatch
 from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
 from dse.problem import TARGET, Problem
-from dse.protocols import BestFusion, Breakdown
+from dse.protocols import BestFusion, Breakdown, Roofline
 
 # Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
 # second-level cache; compiled passes have none of them, and larger chunks spread the cost of a call.
@@ -181,6 +181,12 @@ class AcceleratorEvaluator:
         ledger = Ledger(len(batch))
         self._evaluate(batch, ledger)
         return ledger.breakdowns()
+
+    def roofline(self, batch: DesignBatch) -> Roofline:
+        """Return the operators against the peaks of array, lanes and DRAM; groups at the operator that leads them."""
+        ledger = Ledger(len(batch))
+        self._evaluate(batch, ledger)
+        return ledger.roofline()
 
     def schedule(self, batch: DesignBatch) -> list[Schedule]:
         """Return what each design executes in one pass of each phase that has work, as arrays."""
@@ -402,7 +408,9 @@ def _record(
         ledger.add(metric, [(c, phase, cls, kind) for c, cls in labels], passes * full)
 
     vector_s = work.vector_s(chip)
-    lanes = work.vector_compute_s >= work.vector_bytes / chip.dram_bytes_per_s
+    vector_dram_s = work.vector_bytes / chip.dram_bytes_per_s
+    lanes = work.vector_compute_s >= vector_dram_s
+    ledger.bound(phase, vector_labels, *(passes * t for t in (work.vector_compute_s, vector_dram_s, vector_s)))
     enter("latency_s", vector_labels, "compute", np.where(lanes, vector_s, 0.0))
     enter("latency_s", vector_labels, "activation traffic", np.where(lanes, 0.0, vector_s))
     vector_j, dram_j = (chip.constant(name, "value") for name in ("vector_j_per_op", "dram_j_per_bit"))
@@ -410,6 +418,8 @@ def _record(
     enter("energy_j", vector_labels, "activation traffic", dram_j * 8 * work.vector_bytes / requests)
     appended = np.broadcast_to(work.cache_bytes, (n, 1))
     enter("latency_s", [("decoder", "cache")], "kv traffic", appended / chip.dram_bytes_per_s)
+    append_s = passes * appended / chip.dram_bytes_per_s
+    ledger.bound(phase, [("decoder", "cache")], np.zeros_like(append_s), append_s, append_s)
     enter(
         "energy_j",
         [("decoder", "cache")],
@@ -435,7 +445,11 @@ def _record_products(
         "kv traffic": planes[KV_BYTES],
         "activation traffic": planes[ACTIVATION_BYTES],
     }
-    moved = sum(traffic.values())
+    moved = planes[WEIGHT_BYTES] + planes[KV_BYTES] + planes[ACTIVATION_BYTES]
+    array, arrays = planes[ELEMENT_CYCLES], chip.arrays
+    elements_per_s = (arrays.rows * arrays.cols * arrays.cores * arrays.freq_hz)[:, None]
+    times = (array / elements_per_s, moved / chip.dram_bytes_per_s, planes[ARRAY_S] + planes[TRAFFIC_S])
+    ledger.bound(phase, gemm_labels, *(passes * t for t in times))
 
     def enter(metric: str, labels: Sequence[tuple[str, str]], kind: str, parts: np.ndarray) -> None:
         full = np.broadcast_to(parts, (n, len(labels)))

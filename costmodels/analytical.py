@@ -50,6 +50,7 @@ class Analytical:
                 "fewer_bits_never_cost_bytes",
                 "time_scales_with_time",
                 "breakdown_adds_up",
+                "roofs_hold",
                 "traffic_at_least_compulsory",
             }
         )

@@ -57,7 +57,7 @@ from dse.errors import HardwareError
 from dse.hardware import Device
 from dse.metrics import Limit, MetricBatch
 from dse.problem import TARGET, Problem
-from dse.protocols import Breakdown
+from dse.protocols import Breakdown, Roofline
 
 METRICS: Final = (
     "latency_s", "ttft_s", "tpot_s", "encode_s", "prefill_s", "decode_s", "throughput_tokens_per_s",
@@ -163,6 +163,12 @@ class DeviceEvaluator:
         self._evaluate(batch, ledger)
         return ledger.breakdowns()
 
+    def roofline(self, batch: DesignBatch) -> Roofline:
+        """Return the kernels of one device against its peaks at their precision and its memory bandwidth."""
+        ledger = Ledger(len(batch))
+        self._evaluate(batch, ledger)
+        return ledger.roofline()
+
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
         plan = self._plan(batch)
         sizes = self.workload.size(batch, plan.requests)
@@ -228,7 +234,7 @@ class DeviceEvaluator:
                 moved = moved + runs * part.moved_bytes.sum(axis=1)
                 computed = computed + runs * part.compute_s.sum(axis=1)
                 if ledger is not None:
-                    _record(ledger, phase.name, part, times)
+                    _record(ledger, phase.name, part, times, self.device.memory_bytes_per_s)
             sent = plan.exchange(self._exchange, sizes, phase.name)
             if sent is not None:
                 for component, time in sent.seconds.items():
@@ -237,6 +243,8 @@ class DeviceEvaluator:
                         ledger.add_one(
                             "latency_s", (component, phase.name, "collective", "communication"), times * time
                         )
+                        none, sent_s = np.zeros((n, 1)), (times * time)[:, None]
+                        ledger.bound(phase.name, [(component, "collective")], none, none, sent_s)
                 ends[phase.name] += stretch * np.stack([sent.floor, sent.low, sent.high])
             weights = gemms.is_weight & (gemms.planes[COUNT] > 0)
             live = np.maximum(live, np.where(weights, activation_bytes(gemms.planes), 0.0).max(axis=1))
@@ -294,8 +302,8 @@ class DeviceEvaluator:
         return MetricBatch(values, n, intervals, basis, broken).masked()
 
 
-def _record(ledger: Ledger, phase: str, part: Kernels, passes: np.ndarray) -> None:
-    """Enter the time of kernels by what bounds them."""
+def _record(ledger: Ledger, phase: str, part: Kernels, passes: np.ndarray, bytes_per_s: float) -> None:
+    """Enter the time of kernels by what bounds them, and beside the device's peaks."""
     busy, bound, moved = part.planes[kernels.BUSY], part.planes[kernels.COMPUTE_BOUND] > 0, part.moved_bytes
     share = np.where(bound, 0.0, busy) / np.where(moved > 0, moved, 1.0)
     parts = {
@@ -307,3 +315,5 @@ def _record(ledger: Ledger, phase: str, part: Kernels, passes: np.ndarray) -> No
     }
     for kind, value in parts.items():
         ledger.add("latency_s", [(c, phase, cls, kind) for c, cls in part.labels], passes[:, None] * value)
+    times = (part.compute_s, moved / bytes_per_s, busy + part.planes[kernels.OVERHEAD])
+    ledger.bound(phase, part.labels, *(passes[:, None] * t for t in times))

@@ -45,7 +45,7 @@ from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
 from dse.model import Graph, Model, Op, OpKind
 from dse.problem import Problem
-from dse.protocols import Breakdown, Evaluator
+from dse.protocols import Breakdown, Evaluator, Roofline
 
 VERSION: Final = "2"
 
@@ -202,6 +202,18 @@ class SimulatedEvaluator(AcceleratorEvaluator):
                 ledger.add("latency_s", labels, run.passes * run.results[:, :, 1 + of])
         (latency,) = ledger.breakdowns()
         return [latency, *(self._leaking(b, batch) for b in super().breakdown(batch) if b.metric != "latency_s")]
+
+    def roofline(self, batch: DesignBatch) -> Roofline:
+        """Return the operators against the peaks of array, lanes and DRAM, with the simulated time of each.
+
+        What is fetched while another operator runs is not in an operator's time, so one may outrun the memory.
+        """
+        roof, latency = super().roofline(batch), self.breakdown(batch)[0]
+        taken = {label: np.zeros(len(batch)) for label in roof.labels}
+        for (component, phase, cls, _), part in zip(latency.labels, latency.parts.T, strict=True):
+            label = (component, phase, cls)
+            taken[label] = taken.get(label, 0.0) + part
+        return replace(roof, seconds=np.stack([taken[label] for label in roof.labels], axis=1))
 
     def _leaking(self, parts: Breakdown, batch: DesignBatch) -> Breakdown:
         """Return parts of the analytical model with the leakage of the simulated time."""

@@ -47,7 +47,7 @@ def studies() -> list[StudyRow]:
 
 @dataclass(frozen=True)
 class View:
-    """A study as it was at one moment.
+    """A study as it was at one moment, at one combination of fidelities.
 
     Attributes:
         results: what is stored.
@@ -58,36 +58,50 @@ class View:
     front: np.ndarray
 
     @property
-    def version(self) -> tuple[int, float, int]:
+    def version(self) -> tuple[int, float, int, int]:
         """Changes whenever anything shown may have changed."""
         row = self.results.row
-        return row.id, row.updated_s, len(self.results)
+        return row.id, row.updated_s, len(self.results), self.results.rung
 
 
 @dataclass
 class _Followed:
-    """A study that is being followed, with the front of its settled designs."""
+    """A study that is being followed, with the front of its settled designs.
+
+    ``above`` holds the views of ``view``'s moment at the other fidelities that were asked for; few designs go up, so
+    their fronts are found anew.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     view: View | None = None
+    above: dict[int, View] = field(default_factory=dict)
     archive: ParetoArchive | None = None
     n_archived: int = 0
 
-    def look(self, store: Store, name: str) -> View:
+    def look(self, store: Store, name: str, rung: int) -> View:
         with self.lock:
-            before = self.view.results if self.view else None
-            results = before.refreshed(store) if before else Results.load(store, name)
-            if self.view is not None and results is before:
-                return self.view
-            if before is None or results.row.id != before.row.id or self.archive is None:
-                self.archive, self.n_archived = ParetoArchive(results.goal.n_objectives), 0
-            settled = results.stored.n_settled
-            fresh = np.arange(self.n_archived, settled)
-            if len(fresh):
-                self.archive.add(fresh, results.objectives[fresh], results.violation[fresh])
-                self.n_archived = settled
-            self.view = View(results, _front(results, self.archive, settled))
+            view = self._look(store, name)
+            if not 0 < rung < len(view.results.fidelities):
+                return view
+            if rung not in self.above:
+                results = view.results.at(rung)
+                self.above[rung] = View(results, results.front(rung).numbers)
+            return self.above[rung]
+
+    def _look(self, store: Store, name: str) -> View:
+        before = self.view.results if self.view else None
+        results = before.refreshed(store) if before else Results.load(store, name)
+        if self.view is not None and results is before:
             return self.view
+        if before is None or results.row.id != before.row.id or self.archive is None:
+            self.archive, self.n_archived = ParetoArchive(results.goal.n_objectives), 0
+        settled = results.stored.n_settled
+        fresh = np.arange(self.n_archived, settled)
+        if len(fresh):
+            self.archive.add(fresh, results.objectives[fresh], results.violation[fresh])
+            self.n_archived = settled
+        self.view, self.above = View(results, _front(results, self.archive, settled)), {}
+        return self.view
 
 
 def _front(results: Results, archive: ParetoArchive, settled: int) -> np.ndarray:
@@ -104,14 +118,18 @@ def _followed(url: str, name: str) -> _Followed:  # noqa: ARG001  cache key
     return _Followed()
 
 
-def look(name: str) -> View:
-    """Return a study as it is now.
+def look(name: str, rung: int = 0) -> View:
+    """Return a study as it is now, with the metrics of one of its combinations of fidelities.
+
+    Args:
+        name: of the study.
+        rung: number of the combination; 0 is the one that all designs are evaluated with.
 
     Raises:
         DseError: there is no such study, or the database cannot be read.
     """
     with reading() as store:
-        return _followed(database_url(), name).look(store, name)
+        return _followed(database_url(), name).look(store, name, rung)
 
 
 def request(name: str, what: str) -> None:

@@ -9,8 +9,11 @@ from typing import Final
 
 import numpy as np
 
+from dse import catalogue
+from dse.errors import DseError
 from dse.hypervolume import hypervolume
 from dse.pareto import ParetoArchive
+from dse.protocols import Portfolio
 from dse.results import Results
 
 # Beyond three objectives an exact hypervolume takes seconds for a large front; then the front is thinned, which only
@@ -45,7 +48,7 @@ def growth(results: Results, rows: np.ndarray | None = None, n_points: int = 60)
         n_points: points of the curve at most.
     """
     reference = results.row.reference
-    rows = np.flatnonzero(results.stored.evaluated) if rows is None else rows
+    rows = np.flatnonzero(results.evaluated) if rows is None else rows
     if reference is None or not len(rows):
         return Growth(np.empty(0, int), np.empty(0), np.empty(0), is_thinned=False)
     archive = ParetoArchive(results.goal.n_objectives)
@@ -90,7 +93,11 @@ class Source:
 
 
 def sources(results: Results, front: np.ndarray) -> Sequence[Source]:
-    """Return who proposed the designs of a study, the busiest first."""
+    """Return who proposed the designs of a study, the busiest first; a portfolio's arms by themselves.
+
+    Duplicates are known of whole batches only, so those of a portfolio stand at its own name, as do its first designs,
+    which no arm proposed.
+    """
     stored = results.stored
     names = list(dict.fromkeys(stored.proposers.values()))
     of_batch = np.full(max(stored.proposers, default=-1) + 1, -1)
@@ -99,18 +106,42 @@ def sources(results: Results, front: np.ndarray) -> Sequence[Source]:
     proposed = np.zeros(len(names), dtype=np.int64)
     np.add.at(proposed, of_batch[sorted(stored.proposers)], stored.n_proposed_by_batch)
     owner = of_batch[stored.batches] if len(stored.batches) else np.empty(0, int)
+    duplicates = proposed - np.bincount(owner, minlength=len(names))
+    for i, name in enumerate(list(names)):
+        arms, chosen = _arms(name, stored.marks)
+        for j, arm in enumerate(arms):
+            mine = (owner == i) & (chosen == j)
+            if mine.any():
+                owner = np.where(mine, len(names), owner)
+                names.append(f"{_short(name)} > {arm}")
     on_front = np.zeros(len(results), dtype=bool)
     on_front[front] = True
     found = []
     for i, name in enumerate(names):
         mine = owner == i
-        found.append(
-            Source(
-                name,
-                np.flatnonzero(mine & stored.evaluated),
-                int((mine & (results.violation == 0)).sum()),
-                int((mine & on_front).sum()),
-                int(proposed[i] - mine.sum()),
+        n_duplicates = int(duplicates[i]) if i < len(duplicates) else 0
+        if mine.any() or n_duplicates:
+            found.append(
+                Source(
+                    name,
+                    np.flatnonzero(mine & results.evaluated),
+                    int((mine & (results.violation == 0)).sum()),
+                    int((mine & on_front).sum()),
+                    n_duplicates,
+                )
             )
-        )
     return sorted(found, key=lambda s: -len(s.rows))
+
+
+def _arms(name: str, marks: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
+    """Return a portfolio's arms and which one each mark is of; none where the proposer has none or is not installed."""
+    try:
+        proposer = catalogue.proposer(name)
+    except DseError:
+        return (), marks
+    return proposer.arms_of(marks) if isinstance(proposer, Portfolio) else ((), marks)
+
+
+def _short(name: str) -> str:
+    """Return a proposer's name without its options."""
+    return name.partition(":")[0]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dse.params import Value
-from dse.results import Results, show_knob
+from dse.results import Results
+from dse.shown import show_knob
 
 _GENERATIONS = 8
 

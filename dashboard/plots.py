@@ -64,6 +64,8 @@ class Plotter:
 
 
 def _front(results: Results, options: Mapping[str, str]) -> go.Figure:
+    drawn = results.front()  # of the highest fidelity that designs have reached
+    results, front = drawn.results, drawn.numbers
     wanted = [o.name for o in results.goal.objectives]
     names = [options.get("x") or wanted[0], options.get("y") or wanted[min(1, len(wanted) - 1)]]
     for name in names:
@@ -73,7 +75,6 @@ def _front(results: Results, options: Mapping[str, str]) -> go.Figure:
     if colour not in colourings(results):
         raise unknown("colouring", colour, colourings(results))
     columns = [results.metrics.values[n] for n in names]
-    front = results.front().numbers
     if not len(front):
         raise UserError(
             f"study {results.row.name!r} has no feasible design to draw", "'dse front' says what is nearest"
@@ -116,7 +117,8 @@ def _breakdown(results: Results, options: Mapping[str, str]) -> go.Figure:
     text = options.get("design", "")
     if not text.isdigit():
         raise UserError("a breakdown is of one design", "--design NUMBER says of which")
-    parts = {p.metric: p for p in results.breakdown(results.design(int(text)).number) if p.parts.any()}
+    best = results.fidelities_of(int(text))[-1]
+    parts = {p.metric: p for p in best.breakdown(int(text)) if p.parts.any()}
     name = options.get("metric") or next(iter(parts), "")
     if name not in parts:
         raise unknown("breakdown", name, parts)

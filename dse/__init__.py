@@ -22,6 +22,7 @@ _HOME = {
     "Host": "dse.policy",
     "Plateau": "dse.stopping",
     "Policy": "dse.policy",
+    "Rung": "dse.ladder",
     "StageProfile": "dse.cascades",
     "Scenario": "dse.scenario",
     "Space": "dse.space",
@@ -41,6 +42,7 @@ __all__ = [
     "Int",
     "Plateau",
     "Policy",
+    "Rung",
     "Scenario",
     "Space",
     "StageProfile",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from dse.acceptance import Acceptance
     from dse.cascades import CascadeProfile, CascadeTable, StageProfile
     from dse.hardware import read_hardware
+    from dse.ladder import Rung
     from dse.model import read_model
     from dse.params import Choice, Float, Int
     from dse.policy import Host, Policy

@@ -12,7 +12,7 @@ the part after it. A plug-in that cannot be imported is reported when its name i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -24,10 +24,13 @@ from dse.protocols import (
     Calibrator,
     CascadeJudge,
     CostModel,
+    Examinable,
     Exporter,
     Fuser,
+    Late,
     OutsideTool,
     Plotter,
+    Portfolio,
     Profiler,
     Proposer,
     Tracer,
@@ -167,6 +170,36 @@ def proposer(name: str) -> Proposer:
     """Return a new proposer of that name; :func:`listing` names them all."""
     made: Proposer = _load("proposer", name)
     return made
+
+
+def examinable(name: str) -> Examinable:
+    """Return a proposer that can be examined.
+
+    Raises:
+        NameUnknown: no proposer of that name.
+        UserError: one that takes no exams.
+    """
+    made = proposer(name)
+    if not isinstance(made, Examinable):
+        raise UserError(f"proposer {name!r} takes no exams", "examine llm")
+    return made
+
+
+def together(proposers: Sequence[Proposer]) -> list[Proposer]:
+    """Return proposers as they take turns: those that answer late have no turns, they join the first portfolio.
+
+    Raises:
+        UserError: late ones beside others, and no portfolio among these.
+    """
+    late = [p for p in proposers if isinstance(p, Late)]
+    if not late:
+        return list(proposers)
+    rest = [p for p in proposers if not isinstance(p, Late)] or [proposer("auto")]
+    for i, host in enumerate(rest):
+        if isinstance(host, Portfolio):
+            return [*rest[:i], host.with_arms(late), *rest[i + 1 :]]
+    names = ", ".join(p.name for p in late)
+    raise UserError(f"{names} answers late and needs a portfolio to join", 'add "auto" to the proposers')
 
 
 def exporter(name: str) -> Exporter:

@@ -7,25 +7,25 @@ control table and stop rules.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from dse.climbing import Climbing
 from dse.errors import DseError, Interrupted, StoreError, StoreRefused, UserError
-from dse.evaluation import Evaluation
+from dse.evaluation import build_evaluation
 from dse.execute import Means, make_executor
 from dse.loop import Batch, Loop, Progress
 from dse.metrics import MetricBatch
-from dse.problem import Problem
-from dse.protocols import CostModel
+from dse.protocols import Corresponding
 from dse.results import check_codes, code_dtype
-from dse.space import Space
 from dse.stopping import Rules
 from dse.store import HEARTBEAT_S, EvaluatorRow, Store, StoredStudy, StudyRow
 from dse.store.patience import patiently
@@ -62,9 +62,13 @@ def drive(
     if was_lost and n_finished < len(stored.codes):
         unfinished = np.flatnonzero(~stored.evaluated).tolist()
         store.count_attempt(row.id, unfinished, "its coordinator ended without a word")
-    goes_on = n_finished < row.target and trials == row.asked
+    climbing = Climbing(study, store, row, means, was_lost) if study.ladder else None
+    # A run that had all its designs but did not come to say so has little or nothing left to do.
+    is_open = row.state in ("interrupted", "failed") or (climbing is not None and climbing.has_work)
+    goes_on = trials == row.asked and (n_finished < row.target or (n_finished == row.target and is_open))
     target = row.target if goes_on else n_finished + trials
     store.update_study(row.id, state="running", target=target, asked=trials, stop_reason="")
+    clock = rules.clock()
     recipe = partial(build_evaluation, study.problem.to_json(), study.space.to_json(), study.cost_models)
     workers_pool = make_executor(means, recipe, study.evaluation)
     journal = _StoreJournal(store, row.id, evaluators, code_dtype(study.bound_space))
@@ -75,6 +79,8 @@ def drive(
             seed=study.seed, ask_size=study.ask_size, lag=study.lag,
         )  # fmt: skip
         loop.reference = row.reference
+        loop.record.evidence.explain = study.evaluation.explain
+        loop.record.evidence.problem = study.problem
         if means.timeout_s is not None:
             loop.ask_limit_s = max(ASK_LIMIT_S, means.timeout_s)
         for batch, groups, by in _stored_batches(stored, one_by_one=row.reference is None):
@@ -83,7 +89,8 @@ def drive(
             loop.enqueue(points.source, points.codes)
             if only_given:
                 target = loop.n_designs
-        rule = rules.watch(loop.record)
+        rule = rules.watch(loop.record, clock)
+        _open(study, store, row.id, report is None)
         with _stop_on_signal() as stopping, _reporting(study.name, report) as tell, _heartbeat(store, row.id):
             for progress in loop.run(target, lambda: stopping() or journal.should_stop(stopping), rule):
                 if loop.reference is not None and journal.reference is None:
@@ -95,7 +102,11 @@ def drive(
                     raise UserError(
                         reason, "what is done is stored; correct the cost model or the space, then run it again"
                     )
-        end = progress.end if progress is not None else "target reached"
+            end = progress.end if progress is not None else "target reached"
+            if climbing is not None and not (only_given or stopping() or end == "stopped" or clock()):
+                workers_pool.close()
+                store.update_study(row.id, target=loop.record.n)  # a rule may have ended it earlier
+                end = climbing.climb(end, lambda: journal.should_stop(stopping), clock, tell)
         if stopping():
             end = "interrupted"
             raise Interrupted(
@@ -112,9 +123,29 @@ def drive(
         patiently(lambda: store.update_study(row.id, state=state, stop_reason=reason or end))
         raise
     finally:
+        _close(study)
         workers_pool.close()
     state = "stopped" if end == "stopped" else "finished"
     patiently(lambda: store.update_study(row.id, state=state, stop_reason=end))
+
+
+def _open(study: Study, store: Store, study_id: int, is_told: bool) -> None:
+    """Begin the run for proposers that keep letters, before anything is evaluated."""
+
+    def tell(text: str) -> None:
+        if is_told:
+            print(f"{study.name}: {text}", file=sys.stderr)  # noqa: T201
+
+    for proposer in study.proposers:
+        if isinstance(proposer, Corresponding):
+            proposer.open(store.call_log(study_id), tell)
+
+
+def _close(study: Study) -> None:
+    for proposer in study.proposers:
+        if isinstance(proposer, Corresponding):
+            with suppress(DseError):  # a store that is gone has been told of already
+                proposer.close()
 
 
 class _StoreJournal:
@@ -171,13 +202,6 @@ class _StoreJournal:
                 request = patiently(lambda: self._store.take_request(self._study_id))
             self._store.update_study(self._study_id, state="running")
         return request == "stop" or stopping()
-
-
-def build_evaluation(
-    problem: Mapping[str, Any], space: Mapping[str, Any], models: Sequence[str | CostModel]
-) -> Evaluation:
-    """Return the evaluation of a study from its stored definition; what workers are built with."""
-    return Evaluation(Space.from_json(space).bind(Problem.from_json(problem)), models)
 
 
 def _stored_batches(

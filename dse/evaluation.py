@@ -12,10 +12,10 @@ claims to be OK makes that row failed: a number that is not right is worse than 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -27,8 +27,8 @@ from dse.knobs import KNOBS
 from dse.metrics import MetricBatch, Status
 from dse.params import Value
 from dse.problem import Problem
-from dse.protocols import Additive, Breakdown, CostModel, Evaluator
-from dse.space import BoundSpace
+from dse.protocols import Additive, Breakdown, CostModel, Evaluator, Roofed, Roofline
+from dse.space import BoundSpace, Space
 
 _MAX_COMBINATIONS: Final = 256
 _MESSAGE_LENGTH: Final = 2000
@@ -65,12 +65,19 @@ class Evaluation:
         Raises:
             UserError: a cost model gives a metric whose name is none.
         """
-        found: dict[str, None] = {}
-        for combination in self._combinations():
-            with suppress(UserError):  # hardware that cannot be costed: its designs fail, with the reason
-                found |= {name: None for evaluator in self._evaluators(combination) for name in evaluator.metrics}
+        found = {name: None for names in self.metrics_by_group.values() for name in names}
         check_metric_names(found)
         return list(found)
+
+    @cached_property
+    def metrics_by_group(self) -> dict[str, list[str]]:
+        """Names of the metrics of each group, likewise."""
+        found: list[dict[str, None]] = [{} for _ in self.models]
+        for combination in self._combinations():
+            with suppress(UserError):  # hardware that cannot be costed: its designs fail, with the reason
+                for into, evaluator in zip(found, self._evaluators(combination), strict=True):
+                    into |= dict.fromkeys(evaluator.metrics)
+        return {model.group: list(names) for model, names in zip(self.models, found, strict=True)}
 
     def fingerprints(self) -> list[str]:
         """Return for each cost model a hash of all that its results depend on besides the designs."""
@@ -104,10 +111,23 @@ class Evaluation:
 
     def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
         """Return the additive parts of the metrics of designs that share their structural knobs."""
+        return [part for e in self._evaluators(self._shared(batch)) for part in e.breakdown(batch)]
+
+    def roofline(self, batch: DesignBatch) -> Roofline | None:
+        """Return operators of designs that share their structural knobs against peaks; None without such a model."""
+        found = [e.roofline(batch) for e in self._evaluators(self._shared(batch)) if isinstance(e, Roofed)]
+        return found[0] if found else None
+
+    def _shared(self, batch: DesignBatch) -> tuple[Value, ...]:
+        """Return the structural knobs of all designs of a batch."""
         combinations = list(self._partition(batch))
         if len(combinations) != 1:
             raise UserError("a breakdown is of designs with the same structural knobs", "ask for one design at a time")
-        return [part for e in self._evaluators(combinations[0][0]) for part in e.breakdown(batch)]
+        return combinations[0][0]
+
+    def explain(self, codes: np.ndarray) -> list[Breakdown]:
+        """Return the additive parts of the metrics of rows of codes that share their structural knobs."""
+        return self.breakdown(self.space.decode(codes))
 
     def summed_loss(self, codes: np.ndarray) -> np.ndarray | None:
         """Return the loss of each row as a sum over places, shape (n,); None where no cost model has such sums."""
@@ -152,6 +172,13 @@ class Evaluation:
     def problem_of(self, combination: tuple[Value, ...]) -> Problem:
         """Return the problem with the structural knobs at the given values."""
         return self.space.schema.problem.bind(dict(zip(self._structural, combination, strict=True)))
+
+
+def build_evaluation(
+    problem: Mapping[str, Any], space: Mapping[str, Any], models: Sequence[str | CostModel]
+) -> Evaluation:
+    """Return the evaluation of a study from its stored definition; what workers are built with."""
+    return Evaluation(Space.from_json(space).bind(Problem.from_json(problem)), models)
 
 
 def check_metric_names(names: Iterable[str]) -> None:

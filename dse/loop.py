@@ -86,6 +86,8 @@ class Progress:
         points: objectives of the front, to be minimised, shape (n_front, m).
         end: why the loop ended, "" while it goes on.
         mishaps: asks of this run that a proposer failed, answered by random designs.
+        stage: the combination of fidelities that designs are being promoted to, "" on the lowest rung; counts and
+            front are those of that rung.
     """
 
     n_done: int
@@ -98,6 +100,7 @@ class Progress:
     points: np.ndarray
     end: str = ""
     mishaps: Mishaps = field(default_factory=Mishaps)
+    stage: str = ""
 
     @cached_property
     def hypervolume(self) -> float:
@@ -250,7 +253,7 @@ class Loop:
         name, proposals = proposer.name, None
         if self._stalls < _STALLS_BEFORE_RANDOM:
             pending = [(b.codes, b.marks, b.proposer) for b, _ in self._open]
-            history = self.record.view(name, proposer.window, pending)
+            history = self.record.view(name, proposer.window, pending, number)
             proposals = ask(proposer, history, k, rng, self.ask_limit_s, self.mishaps)
         if proposals is None:
             rng = np.random.default_rng([self.seed, number])
@@ -307,6 +310,7 @@ class Loop:
             batch.marks,
             proposers or [(batch.proposer, n)],
         )
+        self.record.evidence.keep(joined)
         if self.reference is None and len(self.record.archive):
             self.reference = reference_point(self.record.objectives()[self.record.violation() == 0])
 

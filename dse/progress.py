@@ -18,14 +18,14 @@ LINE_INTERVAL_S: Final = 0.2
 @contextmanager
 def live_display(name: str) -> Iterator[Callable[[Progress], None]]:
     """Give a function that shows progress on stderr: a live line on a terminal, else a line every ten seconds."""
-    began = time.monotonic()
-    first: list[int] = []
+    started_s = time.monotonic()
+    began: dict[str, tuple[float, int]] = {}
 
     def line(progress: Progress) -> str:
-        if not first:
-            first.append(progress.n_done)
-        rate = (progress.n_done - first[0]) / max(time.monotonic() - began, 1e-9)
-        return describe(progress, rate)
+        since_s, n_before = began.setdefault(
+            progress.stage, (started_s if not began else time.monotonic(), progress.n_done)
+        )
+        return describe(progress, (progress.n_done - n_before) / max(time.monotonic() - since_s, 1e-9))
 
     if sys.stderr.isatty():
         with _terminal(name, line) as show:
@@ -75,7 +75,7 @@ def describe(progress: Progress, rate: float) -> str:
         rate: designs per second of this run.
     """
     parts = [
-        f"{progress.n_done:,}/{progress.n_target:,} designs",
+        f"{progress.stage}: " * bool(progress.stage) + f"{progress.n_done:,}/{progress.n_target:,} designs",
         f"{rate:,.0f}/s",
         f"front {progress.n_front}",
     ]

@@ -31,6 +31,9 @@ from dse.profile import Configuration, Measurement, ProfileHeader, QualityProfil
 from dse.space import BoundSpace, row_keys
 
 if TYPE_CHECKING:
+    from dse.calls import Call, CallLog
+    from dse.evaluation import Evaluation
+    from dse.evidence import Evidence
     from dse.results import Results
 
 # ---------------------------------------------------------------------------------------------- cost models
@@ -49,6 +52,27 @@ class Breakdown:
     metric: str
     labels: tuple[tuple[str, str, str, str], ...]
     parts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Operators of designs against the peaks of the hardware that they run on.
+
+    Times rather than operations, so that operators of different precisions share one plane: ``compute_s`` over
+    ``traffic_s`` is an operator's intensity relative to the ridge point of its own precision, ``compute_s`` over
+    ``seconds`` the share of that precision's peak which it reaches.
+
+    Attributes:
+        labels: (component, phase, operator class) of each group of operators.
+        compute_s: what the group takes at the peak of the unit it runs on, at its precision, shape (n, len(labels)).
+        traffic_s: what its memory traffic takes at the peak bandwidth, same shape.
+        seconds: what the cost model says it takes, same shape.
+    """
+
+    labels: tuple[tuple[str, str, str], ...]
+    compute_s: np.ndarray
+    traffic_s: np.ndarray
+    seconds: np.ndarray
 
 
 class Evaluator(Protocol):
@@ -103,6 +127,15 @@ class CostModel(Protocol):
         Raises:
             UserError: the problem is none that this model can cost; the message says why.
         """
+        ...
+
+
+@runtime_checkable
+class Roofed(Protocol):
+    """What an evaluator offers beyond :class:`Evaluator` whose operators have peaks to be held against."""
+
+    def roofline(self, batch: DesignBatch) -> Roofline:
+        """Return the operators of each design beside the peaks of its hardware."""
         ...
 
 
@@ -343,6 +376,9 @@ class History:
             out; None where ``codes`` are all there are.
         margins: how far each constraint is exceeded, relative to its bound, negative where it holds, NaN where
             unknown, shape (h, c); None where nobody kept them.
+        evidence: further metrics, reasons and additive parts of these designs, worked out when asked for; None where
+            nobody keeps any. A proposer must answer without it too.
+        batch: number of the batch that is asked for.
     """
 
     space: BoundSpace
@@ -358,6 +394,8 @@ class History:
     pending_marks: np.ndarray
     finished: Callable[[np.ndarray], np.ndarray] | None = None
     margins: np.ndarray | None = None
+    evidence: Evidence | None = None
+    batch: int = 0
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -423,6 +461,114 @@ class Proposer(Protocol):
 
     def propose(self, history: History, k: int, rng: np.random.Generator) -> Proposals:
         """Return up to ``k`` designs worth evaluating next."""
+        ...
+
+
+@runtime_checkable
+class Corresponding(Protocol):
+    """A proposer that writes to somebody outside, and keeps its letters; a capability beside :class:`Proposer`."""
+
+    def open(self, log: CallLog, tell: Callable[[str], None]) -> None:
+        """Begin a run of a study.
+
+        Args:
+            log: where its calls are kept.
+            tell: says something to the user, once each.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the run: what is under way is given up. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Late(Corresponding, Protocol):
+    """A proposer whose answers come when they come: an arm of a portfolio, which goes on without it in the meantime.
+
+    Laws: what it has ready enters at a batch that its log keeps; :meth:`propose` gives at most that, never waits for
+    more, and draws no random numbers. So a replay of the log proposes the same at the same batches.
+    """
+
+    def n_ready(self, history: History) -> int:
+        """Return how many designs it could give for the batch that is asked for."""
+        ...
+
+    def consider(self, history: History) -> None:
+        """Take note of how things stand, with the batch that was just put together pending; may ask for more."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExamScore:
+    """How a model did in one skill of an exam.
+
+    Attributes:
+        skill: its name.
+        n_questions, n_right, n_unanswered: of it.
+        low_ratio, high_ratio: 95 % interval of the share of right answers (Wilson, JASA 22, 1927).
+        chance_ratio: what guessing gives.
+    """
+
+    skill: str
+    n_questions: int
+    n_right: int
+    n_unanswered: int
+    low_ratio: float
+    high_ratio: float
+    chance_ratio: float
+
+
+@dataclass(frozen=True)
+class ExamPaper:
+    """An exam as it was sat.
+
+    Attributes:
+        model: whom it was given to.
+        scores: a row per skill.
+        questions: each question with options, key and answer, as JSON types.
+        calls: what was asked.
+        stop_reason: why it ended early, "" if it did not.
+    """
+
+    model: str
+    scores: Sequence[ExamScore]
+    questions: Sequence[Mapping[str, Any]]
+    calls: Sequence[Call]
+    stop_reason: str = ""
+
+
+@runtime_checkable
+class Examinable(Protocol):
+    """A proposer that can be examined before a study is spent on it; a capability beside :class:`Proposer`."""
+
+    def exam(
+        self, evaluation: Evaluation | None, goal: Goal | None, n: int, seed: int, tell: Callable[[str], None]
+    ) -> ExamPaper:
+        """Return how it did.
+
+        Args:
+            evaluation, goal: what the questions are made from; a space of its own by default.
+            n: questions per skill.
+            seed: of the questions.
+            tell: says what it may cost, and what is wrong.
+
+        Raises:
+            UserError: nobody answers, with what is missing; or no question can be made from the space.
+        """
+        ...
+
+
+@runtime_checkable
+class Portfolio(Protocol):
+    """A proposer that deals its batches to several others; a capability beside :class:`Proposer`."""
+
+    def with_arms(self, arms: Sequence[Proposer]) -> Proposer:
+        """Return the same with further arms."""
+        ...
+
+    def arms_of(self, marks: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
+        """Return the names of the arms, and for each mark of a design which arm proposed it, -1 for none of them."""
         ...
 
 

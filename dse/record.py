@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
 
+from dse.evidence import Evidence
 from dse.objectives import Goal
 from dse.pareto import ParetoArchive
 from dse.protocols import History
@@ -30,6 +32,7 @@ class Record:
     def __init__(self, space: BoundSpace, goal: Goal, seed: int) -> None:
         self.space, self.goal, self.seed = space, goal, seed
         self.archive = ParetoArchive(goal.n_objectives)
+        self.evidence = Evidence(space, goal)
         self.n = 0
         self.n_infeasible = 0
         self.n_failed = 0
@@ -41,7 +44,7 @@ class Record:
         self._proposers = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._names: dict[str, int] = {}
         self._last_own: dict[int, int] = {}
-        self._rows_seen: set[bytes] = set()
+        self._rows_seen: dict[bytes, int] = {}  # row -> number of the first design that has it
 
     def append(
         self,
@@ -78,7 +81,8 @@ class Record:
             begin += count
             if count:
                 self._last_own[own] = begin - 1
-        self._rows_seen.update(row_keys(codes))
+        for number, row in enumerate(row_keys(codes), first):
+            self._rows_seen.setdefault(row, number)
         self.n = last
         self.n_failed += int(failed.sum())
         self.n_infeasible += int(((violation > 0) & ~failed).sum())
@@ -103,13 +107,16 @@ class Record:
         """Return the violation of all designs, shape (n,)."""
         return self._violation[: self.n]
 
-    def view(self, proposer: str, window: int, pending: list[tuple[np.ndarray, np.ndarray, str]]) -> History:
+    def view(
+        self, proposer: str, window: int, pending: list[tuple[np.ndarray, np.ndarray, str]], batch: int = 0
+    ) -> History:
         """Return what a proposer may see.
 
         Args:
             proposer: its name, by which it gets back its own marks.
             window: rows at most, 0 for all.
             pending: (codes, marks, proposer) of the batches that are not finished.
+            batch: number of the batch that is asked for.
         """
         rows = self._rows(proposer, window)
         own = self._names.get(proposer, -1)
@@ -127,12 +134,15 @@ class Record:
             n_total=self.n,
             pending_codes=np.concatenate(codes),
             pending_marks=np.concatenate(marks),
-            finished=self._is_finished,
+            finished=partial(self._is_finished, self.n),
             margins=self._margins[rows],
+            evidence=self.evidence,
+            batch=batch,
         )
 
-    def _is_finished(self, codes: np.ndarray) -> np.ndarray:
-        return np.array([row in self._rows_seen for row in row_keys(codes)], dtype=bool)
+    def _is_finished(self, n: int, codes: np.ndarray) -> np.ndarray:
+        """Return which rows are among the first n designs: a view does not change while the study goes on."""
+        return np.array([self._rows_seen.get(row, n) < n for row in row_keys(codes)], dtype=bool)
 
     def _rows(self, proposer: str, window: int) -> np.ndarray:
         if not window or self.n <= window:

@@ -5,23 +5,25 @@ Everything is rebuilt from the stored definition, so it works without the study'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dse import text, units
-from dse.errors import StoreRefused, UserError, unknown
+from dse import units
+from dse.errors import StoreRefused, UserError
 from dse.evaluation import Evaluation, check_metric_names
-from dse.metrics import METRICS, MetricBatch, Status
+from dse.front import Front
+from dse.ladder import combinations, label, rung_of
+from dse.metrics import MetricBatch, Status
 from dse.objectives import Goal
 from dse.params import Value
 from dse.pareto import constrained_front
 from dse.problem import Problem
-from dse.protocols import Breakdown, Chosen, CostModelUsed
+from dse.protocols import Breakdown, Chosen, CostModelUsed, Roofline
+from dse.shown import metric_records
 from dse.space import BoundSpace, Space
 from dse.store import EvaluatorRow, Store, StoredStudy, StudyRow
 
@@ -38,14 +40,16 @@ class Results:
         space: its bound search space.
         goal: its objectives and constraints.
         stored: its designs, raw.
-        evaluators: its cost models.
+        all_evaluators: its cost models, on all rungs.
+        rung: whose metrics these are, 0 for those that every design has; see :meth:`at`.
     """
 
     row: StudyRow
     space: BoundSpace
     goal: Goal
     stored: StoredStudy
-    evaluators: Sequence[EvaluatorRow]
+    all_evaluators: Sequence[EvaluatorRow]
+    rung: int = 0
 
     @classmethod
     def load(cls, store: Store, name: str) -> Results:
@@ -61,7 +65,9 @@ class Results:
             space = Space.from_json(row.spec["space"]).bind(problem)
             goal = Goal.from_json(row.spec["goal"])
             stored = store.load(row.id, code_dtype(space), space.n_parameters)
-            check_metric_names(name for group in stored.metrics for name in group.values)
+            check_metric_names(name for one in stored.answers.values() for name in one.metrics.values)
+            if not all(label(combination) for combination in combinations(row.spec)):
+                raise ValueError("a combination of cost models is empty")
         except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
             raise StoreRefused(
                 f"study {name!r} in {store.shown} is damaged: {type(error).__name__}: {error}",
@@ -77,30 +83,82 @@ class Results:
             NameUnknown: the study was deleted.
         """
         row = store.study(self.row.name)
-        if row.id != self.row.id or store.evaluators(row.id) != list(self.evaluators):
-            return Results.load(store, row.name)
+        if row.id != self.row.id or store.evaluators(row.id) != list(self.all_evaluators):
+            return Results.load(store, row.name)  # as at first, with the metrics that every design has
         if (row.updated_s, row.n_designs, row.state) == (self.row.updated_s, self.row.n_designs, self.row.state):
             return self
         first = self.stored.n_settled
         tail = store.load(row.id, code_dtype(self.space), self.space.n_parameters, first)
-        return Results(row, self.space, self.goal, self.stored.continued(tail), self.evaluators)
+        return Results(row, self.space, self.goal, self.stored.continued(tail), self.all_evaluators, self.rung)
 
     def __len__(self) -> int:
         return len(self.stored.codes)
 
+    def at(self, fidelity: str | int) -> Results:
+        """Return the same designs with the metrics of one combination of fidelities.
+
+        Args:
+            fidelity: its label ("hardware=simulated, quality=prior"), a fidelity or cost model that it is the first to
+                have ("simulated"), or its number, 0 for the one that all designs are evaluated with.
+
+        Raises:
+            NameUnknown: the study has no such combination.
+        """
+        return self._at_rung(rung_of(self.row.spec, fidelity))
+
+    def _at_rung(self, rung: int) -> Results:
+        return self if rung == self.rung else replace(self, rung=rung)
+
+    @cached_property
+    def fidelities(self) -> list[str]:
+        """Labels of the study's combinations, from the one that all designs are evaluated with upwards."""
+        return [label(combination) for combination in combinations(self.row.spec)]
+
+    @property
+    def fidelity(self) -> str:
+        """Label of the combination whose metrics these are."""
+        return self.fidelities[self.rung]
+
+    @property
+    def top(self) -> Results:
+        """The same designs with the metrics of the highest rung on which any of them has been evaluated."""
+        rungs = {p.rung for p in self.stored.promotions}
+        return self._at_rung(max((r for r in rungs if self._at_rung(r).evaluated.any()), default=0))
+
+    def fidelities_of(self, number: int) -> list[Results]:
+        """Return the results at each combination that has metrics of a design; at the lowest in any case, and first.
+
+        Raises:
+            UserError: there is no design of that number.
+        """
+        self._check_number(number)
+        above = [self._at_rung(rung) for rung in range(1, len(self.fidelities))]
+        return [self._at_rung(0), *(view for view in above if view.evaluated[number])]
+
+    @cached_property
+    def evaluators(self) -> list[EvaluatorRow]:
+        """The cost models of this combination, one per metric group."""
+        found = {e.group: e for e in sorted(self.all_evaluators, key=lambda e: e.rung) if e.rung <= self.rung}
+        return list(found.values())
+
+    @cached_property
+    def evaluated(self) -> np.ndarray:
+        """Which designs have metrics of this combination, boolean, shape (n,)."""
+        there = [self.stored.answers[e.id].there for e in self.evaluators if e.id in self.stored.answers]
+        return np.logical_and.reduce(there) if there else self.stored.evaluated
+
     @cached_property
     def metrics(self) -> MetricBatch:
         """Metrics of all designs, all groups side by side; NaN where a design has not been evaluated."""
-        if not self.stored.metrics:
-            return MetricBatch({}, len(self))
-        return MetricBatch.join(self.stored.metrics)
+        groups = [self.stored.answers[e.id].metrics for e in self.evaluators if e.id in self.stored.answers]
+        return MetricBatch.join(groups) if groups else MetricBatch({}, len(self))
 
     @cached_property
     def violation(self) -> np.ndarray:
         """Summed relative excess over limits and constraints; 0 where feasible, inf where failed or not evaluated."""
         excess = self.metrics.excess_ratio.copy()
         excess[list(self.metrics.errors)] = np.inf
-        excess[~self.stored.evaluated] = np.inf
+        excess[~self.evaluated] = np.inf
         return self.goal.violation(self.metrics.values, excess)
 
     @cached_property
@@ -108,8 +166,18 @@ class Results:
         """Objectives to be minimised, NaN where there are none, shape (n, m)."""
         return self.goal.to_minimise(self.metrics.values, len(self))
 
-    def front(self) -> Front:
-        """Return the feasible designs that no other one dominates, ordered by the first objective."""
+    def front(self, fidelity: str | int | None = None) -> Front:
+        """Return the feasible designs that no other one dominates, ordered by the first objective.
+
+        Args:
+            fidelity: the combination within which it is drawn, as :meth:`at` takes it; by default this one's, or where
+                these are the metrics that every design has, those of the highest rung that designs have reached.
+        """
+        if fidelity is not None:
+            return self.at(fidelity)._front()
+        return (self if self.rung else self.top)._front()
+
+    def _front(self) -> Front:
         feasible = self.violation == 0
         numbers = constrained_front(self.objectives, self.violation) if feasible.any() else np.empty(0, np.intp)
         order = np.argsort(self.objectives[numbers, 0], kind="stable") if len(numbers) else np.empty(0, np.intp)
@@ -122,6 +190,11 @@ class Results:
         rows = np.flatnonzero(np.isin(self.stored.batches, batches))
         return int(rows[0]) if len(rows) else None
 
+    @cached_property
+    def margins(self) -> np.ndarray:
+        """How far each constraint is exceeded, relative to its bound; NaN where unknown, shape (n, c)."""
+        return self.goal.margins(self.metrics.values, len(self))
+
     def nearest(self) -> int:
         """Return the number of the design that is nearest to being feasible; 0 where none could be evaluated."""
         return int(self.violation.argmin()) if len(self) else 0
@@ -132,12 +205,8 @@ class Results:
         Raises:
             UserError: there is no design of that number.
         """
-        if not 0 <= number < len(self):
-            raise UserError(
-                f"study {self.row.name!r} has no design {number}",
-                f"it has designs 0 to {len(self) - 1}" if len(self) else "it has no design yet",
-            )
-        codes = self.stored.codes[number : number + 1]
+        self._check_number(number)
+        codes, answers = self.stored.codes[number : number + 1], self.stored.answers
         return Chosen(
             study=self.row.name,
             number=number,
@@ -156,27 +225,54 @@ class Results:
                 },
             },
             cost_models=[
-                CostModelUsed(e.cost_model, e.group, e.fidelity, e.version, e.fingerprint, list(batch.values))
-                for e, batch in zip(self.evaluators, self.stored.metrics, strict=False)
+                CostModelUsed(
+                    e.cost_model, e.group, e.fidelity, e.version, e.fingerprint, list(answers[e.id].metrics.values)
+                )
+                for e in self.evaluators
+                if e.id in answers
             ],
         )
 
+    def _check_number(self, number: int) -> None:
+        if not 0 <= number < len(self):
+            raise UserError(
+                f"study {self.row.name!r} has no design {number}",
+                f"it has designs 0 to {len(self) - 1}" if len(self) else "it has no design yet",
+            )
+
     def breakdown(self, number: int) -> list[Breakdown]:
-        """Return the additive parts of a design's metrics, recomputed with the cost models of the study.
+        """Return the additive parts of a design's metrics, recomputed with the cost models of this combination.
 
         Raises:
             UserError: a cost model is not installed here, or gives other results than when the study ran.
         """
+        return self._evaluation().breakdown(self.design(number).design)
+
+    def roofline(self, number: int) -> Roofline | None:
+        """Return a design's operators against the peaks of its hardware; None where no cost model has any.
+
+        Raises:
+            UserError: as :meth:`breakdown`.
+        """
+        return self._evaluation().roofline(self.design(number).design)
+
+    def _evaluation(self) -> Evaluation:
+        """Return the cost models of the study, which are what they were when it ran."""
         stored = {e.cost_model: e.fingerprint for e in self.evaluators}
         evaluation = Evaluation(self.space, list(stored))
         if evaluation.fingerprints() != list(stored.values()):
             raise UserError("the cost models have changed since this study ran, so its breakdown is not recomputed")
-        return evaluation.breakdown(self.design(number).design)
+        return evaluation
 
     @property
     def waiting(self) -> str:
         """What designs without a result are: "leased" while the study runs, "stale" if it was killed, "proposed"."""
         return {"held": "leased", "lost": "stale"}.get(self.row.lease, "proposed")
+
+    def waiting_for(self, number: int) -> str:
+        """What a design without metrics of this combination is: as :attr:`waiting`, or "not promoted"."""
+        chosen = not self.rung or any(number in p.designs for p in self.stored.promotions if p.rung == self.rung)
+        return self.waiting if chosen else "not promoted"
 
     def records(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Return designs as JSON types: every knob and every metric with its unit; numbers that are none are null."""
@@ -189,11 +285,14 @@ class Results:
                 "number": int(number),
                 "hash": self.stored.hashes[number].hex(),
                 "proposer": self.stored.proposers.get(int(self.stored.batches[number]), ""),
-                "status": Status(int(status[number])).name.lower() if self.stored.evaluated[number] else self.waiting,
+                "status": Status(int(status[number])).name.lower()
+                if self.evaluated[number]
+                else self.waiting_for(number),
                 "attempts": int(self.stored.attempts[number]),
                 "last_error": self.stored.last_errors.get(int(number), ""),
                 "is_feasible": bool(self.violation[number] == 0),
                 "reason": self.reason(int(number)),
+                "fidelity": self.fidelity,
                 "knobs": {label: {"value": v, "unit": names[label].unit} for label, v in row.items()},
                 "metrics": metric_records(self.metrics, int(number)),
             }
@@ -203,7 +302,7 @@ class Results:
     def reason(self, number: int) -> str:
         """Return why a design is not feasible, "" if it is."""
         reason = self.metrics.reason(number)
-        if reason or not self.stored.evaluated[number]:
+        if reason or not self.evaluated[number]:
             return reason
         known = {n: float(self.metrics.values[n][number]) for n in self.goal.metrics if n in self.metrics.values}
         return "; ".join(self.goal.broken(known))
@@ -238,7 +337,7 @@ class Results:
         states = np.array([s.name.lower() for s in Status])[status]
         frame.insert(0, "hash", [h.hex() for h in self.stored.hashes])
         frame.insert(1, "proposer", [self.stored.proposers.get(b, "") for b in self.stored.batches.tolist()])
-        frame.insert(2, "status", np.where(self.stored.evaluated, states, self.waiting))
+        frame.insert(2, "status", np.where(self.evaluated, states, self.waiting))
         return frame
 
 
@@ -257,85 +356,7 @@ def _are_floats(levels: Sequence[Value]) -> bool:
     return all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
 
 
-PRINTED_ROWS: Final = 24
 CHECKED_ROWS: Final = 32
-
-
-@dataclass(frozen=True)
-class Front:
-    """The Pareto front of a study.
-
-    Attributes:
-        results: the study it belongs to.
-        numbers: its designs, ordered by the first objective.
-    """
-
-    results: Results
-    numbers: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def frame(self) -> pd.DataFrame:
-        """Return the front as a data frame."""
-        return self.results.frame(self.numbers)
-
-    def records(self) -> list[dict[str, Any]]:
-        """Return the front as JSON types; see :meth:`Results.records`."""
-        return self.results.records(self.numbers)
-
-    def columns(self) -> list[str]:
-        """Names of the metrics worth showing: objectives first, then what is constrained."""
-        return self.results.goal.metrics
-
-    def table(self, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
-        """Return header and rows as text; a metric that rests on a prior says so, with its interval.
-
-        Args:
-            limit: at most so many rows, at equal steps along the first objective, both ends among them.
-        """
-        metrics, names = self.results.metrics, self.columns()
-        header = ["design", *(f"{n} ({b})" if (b := metrics.basis.get(n)) == "prior" else n for n in names)]
-        chosen = self.numbers
-        if limit is not None and len(chosen) > limit:
-            chosen = chosen[np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
-        rows = [[str(n), *(show(metrics, name, int(n)) for name in names)] for n in chosen]
-        return header, rows
-
-    def __str__(self) -> str:
-        more = len(self) - PRINTED_ROWS
-        ending = f"\n{more} more: dse front {self.results.row.name}" if more > 0 else ""
-        return f"{self.text(PRINTED_ROWS)}{ending}"
-
-    def text(self, limit: int | None = None) -> str:
-        """Return the front as a table for people, with what it is the front of; ``limit`` as in :meth:`table`."""
-        results = self.results
-        goal = ", ".join(map(str, results.goal.objectives))
-        where = f"study {results.row.name!r} ({goal})"
-        if not len(self):
-            return f"{where}: no feasible design among {len(results)}{self._nearest()}"
-        return f"{len(self)} designs on the front of {where}\n{text.table(*self.table(limit))}{self._beside()}"
-
-    def _beside(self) -> str:
-        """Return a line on the reference design, where there is one."""
-        results, number = self.results, self.results.reference
-        if number is None:
-            return ""
-        where = "on the front" if number in self.numbers else results.reason(number) or "dominated"
-        shown = ", ".join(
-            f"{n} {show(results.metrics, n, number)}" for n in results.goal.metrics if n in results.metrics.values
-        )
-        return f"\nreference design {number} ({where}): {shown}"
-
-    def _nearest(self) -> str:
-        if not len(self.results):
-            return ""
-        number = self.results.nearest()
-        return f"; the nearest is design {number}: {self.results.reason(number)}"
-
-    def _repr_html_(self) -> str:
-        frame = self.frame()
-        return str(frame[[c for c in self.columns() if c in frame]].to_html(escape=True))
 
 
 def check_codes(name: str, space: BoundSpace, stored: StoredStudy, most: int = CHECKED_ROWS) -> None:
@@ -365,43 +386,3 @@ def check_codes(name: str, space: BoundSpace, stored: StoredStudy, most: int = C
 def code_dtype(space: BoundSpace) -> np.dtype:
     """Return the type that a study's codes are stored in: one byte where every parameter has at most 256 levels."""
     return np.dtype("u1" if int(space.n_levels.max()) <= 256 else "<u2")
-
-
-def metric_records(metrics: MetricBatch, row: int) -> dict[str, dict[str, Any]]:
-    """Return the metrics of one row as JSON types, each with unit, basis and, where it has one, its interval."""
-    out: dict[str, dict[str, Any]] = {}
-    for name, column in metrics.values.items():
-        entry: dict[str, Any] = {
-            "value": _number(column[row]),
-            "unit": METRICS[name].unit if name in METRICS else units.unit_of(name),
-        }
-        if name in metrics.intervals:
-            low, high = metrics.intervals[name]
-            entry |= {"low": _number(low[row]), "high": _number(high[row])}
-        if name in metrics.basis:
-            entry["basis"] = metrics.basis[name]
-        out[name] = entry
-    return out
-
-
-def show(metrics: MetricBatch, name: str, row: int) -> str:
-    """Return one metric of one row for people, with its interval if it has one."""
-    if name not in metrics.values:
-        raise unknown("metric", name, metrics.values)
-    value = units.format_quantity(float(metrics.values[name][row]), name)
-    if name not in metrics.intervals:
-        return value
-    low, high = (float(end[row]) for end in metrics.intervals[name])
-    return f"{value} [{units.format_interval(low, high, name)}]"
-
-
-def show_knob(label: str, value: Value) -> str:
-    """Return a parameter's value for people, with its unit ("sram_bytes" 1048576 becomes "1 MiB")."""
-    name = label.partition("[")[0]
-    has_unit = units.unit_of(name) and not isinstance(value, str)
-    return units.format_quantity(float(value), name, 6) if has_unit else str(value)
-
-
-def _number(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

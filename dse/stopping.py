@@ -94,14 +94,18 @@ class Rules:
                 raise UserError(f"target {bound}: {bound.name} is no objective", f"one of {', '.join(names)}")
         return cls(goal, seconds, plateau, bounds)
 
-    def watch(self, record: Record) -> Callable[[Progress], str]:
-        """Return what a loop asks after each batch: the reason to end here, "" to go on; its clock starts now."""
+    def clock(self) -> Callable[[], str]:
+        """Start the clock and return what says that it has run out, "" while it has not."""
         end_s = time.monotonic() + self.wall_clock_s
+        return lambda: f"{self.wall_clock_s:g} s of wall clock are over" if time.monotonic() >= end_s else ""
+
+    def watch(self, record: Record, clock: Callable[[], str]) -> Callable[[Progress], str]:
+        """Return what a loop asks after each batch: the reason to end here, "" to go on."""
         looked_at = [record.n]
 
         def rule(progress: Progress) -> str:
-            if time.monotonic() >= end_s:
-                return f"{self.wall_clock_s:g} s of wall clock are over"
+            if is_over := clock():
+                return is_over
             if self.bounds and self._is_kept(progress.points):
                 return f"target reached: {', '.join(map(str, self.bounds))}"
             if self.volume < math.inf and progress.hypervolume >= self.volume:

@@ -29,7 +29,9 @@ from dse.coverage import check_coverage
 from dse.errors import StoreError, StoreRefused, StudyChanged, UserError, tell_in_words
 from dse.evaluation import Evaluation
 from dse.execute import Means
+from dse.front import Front
 from dse.hardware import Accelerator, Device, read_hardware
+from dse.ladder import Ladder, Rung
 from dse.model import Model, read_model
 from dse.objectives import Goal
 from dse.params import Value
@@ -37,7 +39,7 @@ from dse.policy import Policy
 from dse.problem import TARGET, Problem, WeightFormat
 from dse.profile import QualityProfile, read_profile
 from dse.protocols import CostModel, Proposer
-from dse.results import Front, Results
+from dse.results import Results
 from dse.scenario import Scenario
 from dse.seeding import Points
 from dse.space import Space
@@ -71,9 +73,12 @@ class Study:
         space: the knobs to vary.
         objectives: "min latency_s, max accuracy_ratio".
         constraints: "area_mm2 <= 40, memory_bytes <= 4 GiB".
-        proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves.
-        cost_models: names or cost models, one per metric group; by default "analytical" and "prior", with a policy
-            "policy", which gives the metrics of both for whole requests.
+        proposers: "auto", one name, or several that take turns batch by batch; or proposers themselves. One that
+            answers late ("llm") takes no turns: it joins "auto" as an arm.
+        cost_models: names or cost models, one per metric group, that evaluate every design; by default "analytical" and
+            "prior", with a policy "policy", which gives the metrics of both for whole requests.
+        ladder: rungs above these, from low to high: dearer cost models that evaluate the promising designs only,
+            ``Rung("simulated", designs=200)``.
         weight_format: storage format of quantised weights.
         fusion: operators that run fused beside the named forms, see :class:`dse.problem.Problem`.
         policy: what is known of drafters and cascade stages; gives the space their knobs.
@@ -102,6 +107,7 @@ class Study:
         constraints: str | Sequence[str] = (),
         proposers: str | Proposer | Sequence[str | Proposer] = "auto",
         cost_models: str | Sequence[str | CostModel] | None = None,
+        ladder: Rung | Sequence[Rung] = (),
         weight_format: WeightFormat | None = None,
         fusion: Mapping[str, Sequence[tuple[str, str]]] | None = None,
         policy: Policy | None = None,
@@ -134,8 +140,11 @@ class Study:
         if TARGET in self.problem.quality:
             check_coverage(self.problem.quality[TARGET], self.bound_space)
         self.goal = Goal.parse(objectives, constraints, self.evaluation.metrics)
+        self.ladder = Ladder(
+            self.bound_space, self.evaluation, (ladder,) if isinstance(ladder, Rung) else ladder, self.goal.metrics
+        )
         listed = [proposers] if isinstance(proposers, str) or not isinstance(proposers, Sequence) else list(proposers)
-        self.proposers = [catalogue.proposer(p) if isinstance(p, str) else p for p in listed]
+        self.proposers = catalogue.together([catalogue.proposer(p) if isinstance(p, str) else p for p in listed])
         if not self.proposers:
             raise UserError("a study needs at least one proposer", 'use proposers="auto"')
         for number, what in ((trials, "trials"), (ask_size, "ask_size"), (lag, "lag")):
@@ -156,17 +165,22 @@ class Study:
         """Its cost models, prepared in this process."""
         return Evaluation(self.bound_space, self.cost_models)
 
-    def with_changes(self, *, name: str | None = None, seed: int | None = None) -> Study:
-        """Return the same study under another name or with another seed."""
+    def with_changes(
+        self, *, name: str | None = None, seed: int | None = None, proposers: Sequence[str | Proposer] = ()
+    ) -> Study:
+        """Return the same study under another name, with another seed, or with further proposers."""
         copy = object.__new__(Study)
         copy.__dict__ |= self.__dict__
         copy.name = self.name if name is None else _check_name(name)
         copy.seed = self.seed if seed is None else seed
+        further = [catalogue.proposer(p) if isinstance(p, str) else p for p in proposers]
+        copy.proposers = catalogue.together([*self.proposers, *further])
         return copy
 
     def spec(self) -> dict[str, Any]:
         """Return the definition as JSON types: what is stored, and compared when the study is run again."""
         fingerprints = self.evaluation.fingerprints()
+        rungs = {"ladder": self.ladder.to_json()} if self.ladder else {}
         return {
             "format": SPEC_FORMAT,
             "problem": self.problem.to_json(),
@@ -177,6 +191,7 @@ class Study:
                 m.group: {"name": m.name, "fidelity": m.fidelity, "version": m.version, "fingerprint": f}
                 for m, f in zip(self.evaluation.models, fingerprints, strict=True)
             },
+            **rungs,
             "seed": self.seed,
             "ask_size": self.ask_size,
             "lag": self.lag,
@@ -243,8 +258,8 @@ class Study:
         """Evaluate ``trials`` designs (the study's own number by default) and return what the study has found so far.
 
         Asked for the same number again, a run that was interrupted goes on to where it was meant to end; otherwise
-        ``trials`` more designs are evaluated. Ctrl-C finishes the chunk under way, stores it and raises
-        :class:`~dse.errors.Interrupted`; a second one stops at once.
+        ``trials`` more designs are evaluated. Then the promising ones go up the ladder, if the study has one. Ctrl-C
+        finishes the chunk under way, stores it and raises :class:`~dse.errors.Interrupted`; a second one stops at once.
 
         Args:
             trials: designs to evaluate; what was proposed before is never paid for twice.
@@ -304,9 +319,9 @@ class Study:
         """Return all stored designs as a data frame; see :meth:`~dse.results.Results.frame`."""
         return self.results(db).frame()
 
-    def front(self, db: str | Path | None = None) -> Front:
-        """Return the stored Pareto front."""
-        return self.results(db).front()
+    def front(self, db: str | Path | None = None, *, fidelity: str | int | None = None) -> Front:
+        """Return the stored Pareto front, by default of the highest rung reached; see :meth:`Results.front`."""
+        return self.results(db).front(fidelity)
 
     def _acquire(self, store: Store, row: StudyRow, wait_s: float) -> bool:
         """Take the lease; while another process has it, try again until ``wait_s`` have passed."""

@@ -281,7 +281,7 @@ def load_checkpoint(folder: Path) -> torch.nn.Module:
             f"{config}: architectures={listed} names no class of transformers {transformers.__version__}",
             "write model(weights) in a Python file of your own",
         )
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()
     try:
         net, said = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboard.figures.theme import SHADES, axis, colour, dressed, symbol, titled
-from dse.protocols import Breakdown
+from dashboard.figures.theme import GREY, SHADES, axis, colour, dressed, symbol, titled
+from dse.protocols import Breakdown, Roofline
 
 # A kind of cost has one colour in every metric; what is not listed takes those that are left.
 _KINDS: Final = {
@@ -140,57 +140,43 @@ def map_figure(chosen: Map) -> go.Figure:
     )
 
 
-@dataclass(frozen=True)
-class Roof:
-    """Operators of a design against what the hardware can do.
+def roofline_figure(roof: Roofline, design: int = 0) -> go.Figure:
+    """Return the operators of a design below the roof of its hardware, each relative to the peak of its precision.
 
-    Attributes:
-        names: operators ("decoder, decode, linear").
-        macs: multiply-accumulates of each, shape (n,).
-        dram_bytes: bytes each moves, shape (n,).
-        seconds: time each takes, shape (n,).
-        peak_macs_per_s: what the array does at best.
-        peak_bytes_per_s: what the memory does at best.
+    Args:
+        roof: operators that take time; those of a design are a row.
+        design: which row.
     """
-
-    names: Sequence[str]
-    macs: np.ndarray
-    dram_bytes: np.ndarray
-    seconds: np.ndarray
-    peak_macs_per_s: float
-    peak_bytes_per_s: float
-
-
-def roofline_figure(roof: Roof) -> go.Figure:
-    """Return the operators in the plane of intensity and rate, below the two roofs of the hardware."""
-    intensity, rate = roof.macs / roof.dram_bytes, roof.macs / roof.seconds
-    ridge = roof.peak_macs_per_s / roof.peak_bytes_per_s
-    low = min(float(intensity.min(initial=ridge)), ridge) / 3
-    high = max(float(intensity.max(initial=ridge)), ridge) * 3
+    compute, traffic, seconds = roof.compute_s[design], roof.traffic_s[design], roof.seconds[design]
+    drawn = np.flatnonzero((compute > 0) & (traffic > 0) & (seconds > 0))
+    drawn = drawn[np.argsort(-seconds[drawn], kind="stable")]
+    intensity, share = compute[drawn] / traffic[drawn], compute[drawn] / seconds[drawn]
+    low, high = min(float(intensity.min(initial=1.0)), 1.0) / 3, max(float(intensity.max(initial=1.0)), 1.0) * 3
     figure = go.Figure(
         go.Scatter(
-            x=[low, ridge, high],
-            y=[low * roof.peak_bytes_per_s, roof.peak_macs_per_s, roof.peak_macs_per_s],
+            x=[low, 1.0, high],
+            y=[low, 1.0, 1.0],
             mode="lines",
-            name="roof: DRAM, then array",
-            line={"color": colour(6), "dash": "dash"},
+            name="roof: memory, then compute",
+            line={"color": GREY, "dash": "dash"},
             hoverinfo="skip",
         )
     )
-    whole = float(roof.seconds.sum())
-    for i, name in enumerate(roof.names):
-        share = roof.seconds[i] / whole if whole else 0.0
+    whole = float(seconds.sum())
+    for i, at in enumerate(drawn):
+        name, part = ", ".join(roof.labels[at]), float(seconds[at]) / whole
         figure.add_trace(
             go.Scatter(
                 x=[float(intensity[i])],
-                y=[float(rate[i])],
+                y=[float(share[i])],
                 mode="markers",
                 name=name,
-                marker={"color": colour(i), "symbol": symbol(i), "size": 9 + 22 * float(share) ** 0.5},
-                hovertemplate=f"{name}<br>%{{x:.3g}} MAC/B, %{{y:.3g}} MAC/s<br>{share:.1%} of the time<extra></extra>",
+                marker={"color": colour(i), "symbol": symbol(i), "size": 9 + 22 * part**0.5},
+                hovertemplate=f"{name}<br>%{{x:.3g}} of the ridge, %{{y:.1%}} of the peak<br>{part:.1%} of the time"
+                "<extra></extra>",
             )
         )
-    x, y = axis("intensity", log=True), axis("rate", log=True)
-    x["title"], y["title"] = {"text": "multiply-accumulates per DRAM byte"}, {"text": "multiply-accumulates per second"}
-    dressed(figure, 420, xaxis=x, yaxis=y)
+    x, y = axis("intensity", log=True), axis("share", log=True)
+    x["title"], y["title"] = {"text": "intensity, of the ridge point"}, {"text": "rate, of the peak"}
+    dressed(figure, 460, xaxis=x, yaxis=y)
     return figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})

@@ -5,6 +5,8 @@ front.py     what can be had at once
 design.py    what is this design, and where does it come from
 compare.py   how do these few designs differ
 search.py    how did the search get there
+calls.py     what was a language model asked, and was it right
+fidelity.py  how far do the fidelities agree
 shell.py     what all pages have in common
 """
 
@@ -23,6 +25,8 @@ PAGES: Final = {
     "design": ("dashboard.views.design", "Design", ":material/developer_board:"),
     "compare": ("dashboard.views.compare", "Compare", ":material/compare_arrows:"),
     "search": ("dashboard.views.search", "Search", ":material/travel_explore:"),
+    "llm": ("dashboard.views.calls", "Language model", ":material/forum:"),
+    "fidelity": ("dashboard.views.fidelity", "Fidelity", ":material/compare:"),
 }
 
 

@@ -13,7 +13,8 @@ from dashboard.figures.theme import heading, titled
 from dashboard.views.shell import basket, choose_study, guarded, prior_note, shown
 from dse.errors import UserError
 from dse.protocols import Breakdown
-from dse.results import Results, show_knob
+from dse.results import Results
+from dse.shown import show_knob
 
 MOST: Final = 6
 
@@ -29,9 +30,12 @@ def page() -> None:
     if not len(results):
         st.info("This study has no design yet.")
         return
-    default = ",".join(map(str, basket() or view.front[:: max(1, len(view.front) // 3)][:3].tolist()))
-    text = st.text_input("designs", default, key="designs", bind="query-params", help="numbers, up to six: 3, 17, 40")
-    numbers = list(dict.fromkeys(int(word) for word in re.findall(r"\d{1,9}", text or "")))
+    # Empty by default: what equals a default is left out of the address, and this one would change with time.
+    usual = ", ".join(map(str, basket(results.row.name) or view.front[:: max(1, len(view.front) // 3)][:3].tolist()))
+    text = st.text_input(
+        "designs", key="designs", bind="query-params", placeholder=usual, help="numbers, up to six: 3, 17, 40"
+    )
+    numbers = list(dict.fromkeys(int(word) for word in re.findall(r"\d{1,9}", text or usual)))
     unknown = [n for n in numbers if n >= len(results)]
     numbers = [n for n in numbers if n < len(results)]
     if unknown:
@@ -55,10 +59,16 @@ def _metrics(results: Results, numbers: list[int], only: bool) -> None:
         cells = [shown(results.metrics, name, n) for n in numbers]
         if not only or len(set(cells)) > 1 or len(numbers) == 1:
             rows[name] = cells
-    rows["why not feasible"] = [results.reason(n) or "feasible" for n in numbers]
+    rows["why not feasible"] = [_why(results, n) for n in numbers]
     rows["proposed by"] = [results.stored.proposers.get(int(results.stored.batches[n]), "") for n in numbers]
     _table(rows, numbers)
     prior_note(results, results.goal.metrics)
+
+
+def _why(results: Results, number: int) -> str:
+    if not results.evaluated[number]:
+        return results.waiting_for(number)
+    return results.reason(number) or "feasible"
 
 
 def _knobs(results: Results, numbers: list[int], only: bool) -> None:
@@ -85,7 +95,7 @@ def _table(rows: dict[str, list[str]], numbers: list[int]) -> None:
 def _breakdowns(results: Results, numbers: list[int]) -> None:
     found: dict[str, list[tuple[str, Breakdown]]] = {}
     for n in numbers:
-        if results.reason(n) and results.metrics.status[n]:
+        if not results.evaluated[n] or (results.reason(n) and results.metrics.status[n]):
             continue
         try:
             for part in results.breakdown(n):

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import lineage, maps
+from dashboard import data, lineage, maps
 from dashboard.data import View
-from dashboard.figures.parts import breakdown_figure, map_figure
+from dashboard.figures.parts import breakdown_figure, map_figure, roofline_figure
 from dashboard.figures.theme import heading, titled
 from dashboard.views.shell import (
     choose_study,
@@ -27,7 +27,8 @@ from dashboard.views.shell import (
 from dse import catalogue
 from dse.errors import DseError, UserError
 from dse.metrics import METRICS
-from dse.results import Results, show_knob
+from dse.results import Results
+from dse.shown import show_knob
 
 
 @guarded
@@ -42,6 +43,11 @@ def page() -> None:
         st.info("This study has no design yet.")
         return
     number = _number(view)
+    if not results.evaluated[number] and results.rung:
+        view = data.look(results.row.name)
+        results = view.results
+    if len(results.fidelities) > 1:
+        st.caption(f"Its metrics at {results.fidelity}.")
     record = results.records([number])[0]
     _verdict(view, number, record)
     made, goes, comes, out = st.tabs(["What it is", "Where time and energy go", "Where it comes from", "Export"])
@@ -51,6 +57,7 @@ def page() -> None:
     with goes:
         if record["status"] == "ok":
             _breakdowns(results, number)
+            _roofline(results, number)
         else:
             st.info("A design that cannot run has no breakdown.")
     with comes:
@@ -79,7 +86,7 @@ def _verdict(view: View, number: int, record: dict[str, Any]) -> None:
     left, right = st.columns([4, 1])
     left.text(f"proposed by {record['proposer']}")
     if right.button("Set aside to compare", icon=":material/bookmark_add:"):
-        set_aside([number])
+        set_aside(view.results.row.name, [number])
         st.toast("set aside: the Compare page has it")
 
 
@@ -155,6 +162,27 @@ def _breakdowns(results: Results, number: int) -> None:
             )
 
 
+def _roofline(results: Results, number: int) -> None:
+    try:
+        roof = results.roofline(number)
+    except UserError:
+        return  # the breakdown above has said why
+    if roof is None or not len(roof.labels):
+        return
+    st.subheader("Roofline")
+    st.caption(
+        "Each class of operators at the precision that it runs at: left of 1 memory bounds it, right its unit. "
+        "The distance to the dashed roof is what a better mapping could gain; larger marks take more time."
+    )
+    alt = "Rate relative to the peak over intensity relative to the ridge point, one mark per class of operators."
+    st.plotly_chart(roofline_figure(roof), key=f"roofline-{number}", alt=alt)
+    times = (roof.compute_s[0], roof.traffic_s[0], roof.seconds[0])
+    order = np.argsort(-times[-1], kind="stable")
+    rows = [(*roof.labels[i], *(float(t[i]) for t in times)) for i in order]
+    with st.expander("as a table"):
+        plain_table(rows, ["component", "phase", "class", "compute_s at the peak", "traffic_s at the peak", "takes_s"])
+
+
 def _lineage(results: Results, number: int) -> None:
     found = lineage.ancestors(results, number)
     st.subheader("Derived from")
@@ -190,7 +218,8 @@ def _exports(results: Results, number: int, is_feasible: bool) -> None:
     names = catalogue.listing("exporter")
     if not is_feasible:
         st.warning("This design is not feasible; what is exported says so.")
-    name = st.selectbox("format", names, key="format")
+    # The whole design first; the others are each for one tool.
+    name = st.selectbox("format", sorted(names, key=lambda n: (n != "design", n)), key="format")
     exporter = catalogue.exporter(name)
     st.text(exporter.help)
     try:

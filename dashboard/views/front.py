@@ -19,6 +19,7 @@ from dashboard.views.shell import (
     choose_study,
     drawable_metrics,
     guarded,
+    link,
     live,
     metric_columns,
     metric_frame,
@@ -66,7 +67,7 @@ def page() -> None:
 def _counts(view: View) -> None:
     results = view.results
     cells = st.columns(5)
-    cells[0].metric("designs", f"{int(results.stored.evaluated.sum()):,}")
+    cells[0].metric("designs", f"{int(results.evaluated.sum()):,}")
     cells[1].metric("feasible", f"{int((results.violation == 0).sum()):,}")
     cells[2].metric("on the front", f"{len(view.front):,}")
     cells[3].metric("failed", f"{len(results.metrics.errors):,}")
@@ -212,7 +213,7 @@ def _layers(
         broken = broken[-len(words) :] if len(words) else broken[:0]
         layers.insert(0, _layer("infeasible", broken, columns, colour=RED, symbol="x-thin-open", size=6, note=words))
     if options["other"]:
-        layers.append(_other(options["other"], axes))
+        layers.append(_other(options["other"], axes, results.fidelity))
     return layers, below, note
 
 
@@ -228,16 +229,20 @@ def _with_ends(results: Results, layer: Layer, axes: Sequence[Axis]) -> Layer:
     return Layer(**{**layer.__dict__, "ends": ends})
 
 
-def _other(name: str, axes: Sequence[Axis]) -> Layer:
+def _other(name: str, axes: Sequence[Axis], fidelity: str) -> Layer:
+    """Return the front of another study, at the same fidelity where it has that one, else labelled with its own."""
     try:
         other = data.look(name)
+        if fidelity in other.results.fidelities:
+            other = data.look(name, other.results.fidelities.index(fidelity))
     except DseError:
         return Layer(f"front of {name}", np.empty(0, int), [np.empty(0)] * len(axes), colour=ORANGE)
     blank = np.full(len(other.results), np.nan)
     columns = [other.results.metrics.values.get(a.name, blank) for a in axes]
     numbers = other.front[drawable(columns, axes)[other.front]]
     numbers = numbers[thinned([c[numbers] for c in columns], axes)] if len(numbers) > _RECENT else numbers
-    chosen = _layer(f"front of {name}", numbers, columns, colour=ORANGE, symbol="square-open", size=8)
+    at = "" if other.results.fidelity == fidelity else f" at {other.results.fidelity}"
+    chosen = _layer(f"front of {name}{at}", numbers, columns, colour=ORANGE, symbol="square-open", size=8)
     return Layer(**{**chosen.__dict__, "numbers": np.full(len(numbers), -1)})
 
 
@@ -292,17 +297,16 @@ def _selected(results: Results, event: Any) -> None:
 
 
 def _open_or_compare(results: Results, numbers: Sequence[int], key: str) -> None:
-    from dashboard.views import navigation
-
-    left, middle, right = st.columns([1, 1, 3])
+    left, middle, right = st.columns([1, 1, 3], vertical_alignment="center")
     name = results.row.name
-    if left.button(f"Open design {numbers[0]}", key=f"open-{key}", icon=":material/developer_board:"):
-        st.switch_page(navigation()["design"], query_params={"study": name, "design": str(numbers[0])})
+    at = {"study": name} | ({"fidelity": results.fidelity} if len(results.fidelities) > 1 else {})
+    link(left, "design", f"Open design {numbers[0]}", ":material/developer_board:", **at, design=str(numbers[0]))
     if middle.button("Set aside to compare", key=f"aside-{key}", icon=":material/bookmark_add:"):
-        set_aside(numbers)
-    if basket() and right.button(f"Compare {', '.join(map(str, basket()))}", key=f"compare-{key}"):
-        designs = ",".join(map(str, basket()))
-        st.switch_page(navigation()["compare"], query_params={"study": name, "designs": designs})
+        set_aside(name, numbers)
+    if aside := basket(name):
+        designs = ",".join(map(str, aside))
+        label = f"Compare {designs.replace(',', ', ')}"
+        link(right, "compare", label, ":material/compare_arrows:", **at, designs=designs)
 
 
 def _picks(view: View, front: np.ndarray) -> None:
@@ -404,7 +408,7 @@ def _parallel(results: Results, front: np.ndarray) -> None:
 
 def _reasons(results: Results) -> None:
     """Show why designs are not feasible, the commonest reasons first, with the design that is nearest."""
-    rows = np.flatnonzero((results.violation > 0) & results.stored.evaluated)
+    rows = np.flatnonzero((results.violation > 0) & results.evaluated)
     if not len(rows):
         st.info("Every evaluated design is feasible.")
         return

@@ -15,7 +15,8 @@ from dashboard.figures.search import contour_figure, hypervolume_figure, importa
 from dashboard.history import Growth, Source, growth, sources
 from dashboard.views.shell import choose_study, drawable_metrics, guarded, live
 from dse.importance import importance
-from dse.results import Results, show_knob
+from dse.results import Results
+from dse.shown import show_knob
 
 _BINS: Final = 40
 _SHOWN: Final = 24
@@ -26,7 +27,7 @@ _LEVELS: Final = 24
 def page() -> None:
     """Show how a study got to its front."""
     st.header("Search")
-    view = choose_study()
+    view = choose_study(with_fidelity=False)  # what proposers see
     if view is None:
         return
     if not len(view.results):
@@ -191,7 +192,7 @@ def _medians(
 def _unhappy(results: Results) -> None:
     """Count why designs are infeasible or failed."""
     st.subheader("Infeasible and failed")
-    bad = np.flatnonzero((results.violation > 0) & results.stored.evaluated)
+    bad = np.flatnonzero((results.violation > 0) & results.evaluated)
     if not len(bad):
         st.info("Every evaluated design is feasible.")
         return

@@ -14,7 +14,7 @@ from dashboard import data
 from dashboard.data import View
 from dse.errors import DseError
 from dse.metrics import METRICS, MetricBatch
-from dse.results import show
+from dse.shown import show
 
 TICK_S: Final = 2.0
 RUNNING: Final = ("running", "paused")
@@ -35,8 +35,13 @@ def guarded(page: Callable[[], None]) -> Callable[[], None]:
     return shown
 
 
-def choose_study() -> View | None:
-    """Let the visitor choose a study in the sidebar and return it as it is now; None where there is none."""
+def choose_study(*, with_fidelity: bool = True) -> View | None:
+    """Let the visitor choose a study in the sidebar and return it as it is now; None where there is none.
+
+    Args:
+        with_fidelity: where the study has several fidelities, let the visitor choose among them too; the highest one
+            that designs have reached is the default. Otherwise it is that which all designs have.
+    """
     names = [row.name for row in data.studies()]
     if not names:
         st.info(NO_STUDY)
@@ -45,19 +50,41 @@ def choose_study() -> View | None:
     asked = st.query_params.get("study")
     if asked and asked not in names:
         st.warning("The address names a study that is not stored, or no longer; this is the latest one.")
+    view = data.look(_chosen("study", names, names[0]))
+    if not with_fidelity or len(view.results.fidelities) == 1:
+        return view
+    labels = view.results.fidelities
+    label = _chosen("fidelity", labels, labels[view.results.top.rung], help="of the metrics shown")
+    return data.look(view.results.row.name, labels.index(label))
+
+
+def _chosen(name: str, options: Sequence[str], default: str, **how: Any) -> str:
+    """Let the visitor choose in the sidebar what all pages have in common: it goes along from page to page.
+
+    The address always has it, the default too, which may be another one tomorrow. It is not bound to the widget, as a
+    page's own choices are: what is bound on one page is left out of the addresses of others.
+    """
+    key, last = f"{name}-chosen", f"{name}-last"
+    here = (st.query_params.get(name, ""), st.session_state.get(last, ""))
+    value = next((v for v in here if v in options), default)
+    st.session_state[key] = value
     with st.sidebar:
-        name = st.selectbox("study", names, key="study", bind="query-params")
-    name = name if name in names else names[0]
-    return data.look(name)
+        st.selectbox(
+            name, options, key=key, on_change=lambda: st.query_params.update({name: st.session_state[key]}), **how
+        )
+    st.session_state[last] = value
+    if here[0] != value:
+        st.query_params[name] = value
+    return value
 
 
 def live(view: View, draw: Callable[[View], None]) -> None:
     """Draw a part of a page, and again every two seconds while the study runs."""
-    name, state = view.results.row.name, view.results.row.state
+    name, state, rung = view.results.row.name, view.results.row.state, view.results.rung
 
     def tick() -> None:
         try:
-            now = data.look(name)
+            now = data.look(name, rung)
         except DseError as error:
             data.explained(error)
             return
@@ -114,13 +141,29 @@ def prior_note(results: Any, names: Sequence[str]) -> None:
         st.caption(f"{', '.join(priors)}: a prior from published tables, not a measurement of this model.")
 
 
-def basket() -> list[int]:
-    """Return the designs that the visitor has set aside to compare, of the study that is open."""
-    kept: list[int] = st.session_state.setdefault("basket", [])
-    return kept
+def basket(study: str) -> list[int]:
+    """Return the designs of a study that the visitor has set aside to compare."""
+    baskets: dict[str, list[int]] = st.session_state.setdefault("baskets", {})
+    return baskets.setdefault(study, [])
 
 
-def set_aside(numbers: Sequence[int]) -> None:
+def set_aside(study: str, numbers: Sequence[int]) -> None:
     """Add designs to those set aside, six at most, the latest ones."""
-    kept = [*basket(), *(int(n) for n in numbers)]
-    st.session_state["basket"] = list(dict.fromkeys(kept))[-6:]
+    kept = list(dict.fromkeys([*basket(study), *(int(n) for n in numbers)]))[-6:]
+    st.session_state["baskets"][study] = kept
+
+
+def link(into: Any, page: str, label: str, icon: str, **parameters: str) -> None:
+    """Draw a link to another page.
+
+    Not a button: the address of this page is bound to its widgets, and no script may change it.
+
+    Args:
+        into: where it is drawn.
+        page: address of the page, a key of :data:`dashboard.views.PAGES`.
+        label, icon: what it shows.
+        parameters: of the address.
+    """
+    from dashboard.views import navigation
+
+    into.page_link(navigation()[page], label=label, icon=icon, query_params=parameters)

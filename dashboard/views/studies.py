@@ -11,7 +11,7 @@ import streamlit as st
 
 from dashboard import data, launching
 from dashboard.history import growth
-from dashboard.views.shell import NO_STUDY, RUN_ONE, RUNNING, TICK_S, guarded
+from dashboard.views.shell import NO_STUDY, RUN_ONE, RUNNING, TICK_S, guarded, link
 from dse.errors import DseError
 from dse.store import StudyRow
 
@@ -67,11 +67,7 @@ def _listing() -> None:
     row = rows[picked[0]]
     st.text(row.name)
     cells = st.columns(5)
-    if cells[0].button("Open the front", type="primary", icon=":material/scatter_plot:"):
-        from dashboard.views import navigation
-
-        st.session_state.pop("basket", None)
-        st.switch_page(navigation()["front"], query_params={"study": row.name})
+    link(cells[0], "front", "Open the front", ":material/scatter_plot:", study=row.name)
     for cell, what, states, icon in (
         (cells[1], "pause", ("running",), ":material/pause:"),
         (cells[2], "resume", ("paused",), ":material/play_arrow:"),

@@ -105,8 +105,9 @@ def _chosen(study: str, what: str | None, target: str, db: str | None) -> tuple[
         return chosen, chosen.metrics.reason(0)
     if not (what.isascii() and what.isdigit()):
         raise UserError(f"{what!r} is not the number of a design", f"dse export {study} NUMBER --to {target}")
-    results = stored_results(study, db)
-    chosen, number = results.design(int(what)), int(what)
+    number = int(what)
+    results = stored_results(study, db).fidelities_of(number)[-1]  # the best that is known of it
+    chosen = results.design(number)
     if not results.violation[number] > 0:
         return chosen, ""
     return chosen, results.reason(number) or "it has not been evaluated"

@@ -79,15 +79,19 @@ def _ago(then_s: float) -> str:
 
 @click.command(epilog="Example: dse front medical-vqa-edge")
 @click.argument("study")
+@click.option(
+    "--fidelity", metavar="NAME", help="Within which combination, e.g. analytical.  [default: the highest reached]"
+)
 @db_option
 @json_option
-def front(study: str, db: str | None, as_json: bool) -> None:
+def front(study: str, fidelity: str | None, db: str | None, as_json: bool) -> None:
     """Print the Pareto front of STUDY."""
     results = stored_results(study, db)
-    found = results.front()
+    found = results.front(fidelity)
     if as_json:
         goal = results.row.spec["goal"]
-        emit({"study": study, **goal, "designs": len(results), "front": found.records()})
+        told = {"fidelity": found.results.fidelity, "fidelities": results.fidelities}
+        emit({"study": study, **goal, **told, "designs": len(results), "front": found.records()})
     else:
         click.echo(found.text())
 
@@ -100,15 +104,21 @@ def front(study: str, db: str | None, as_json: bool) -> None:
 def show(study: str, number: int, db: str | None, as_json: bool) -> None:
     """Show design NUMBER of STUDY: knobs, metrics, breakdown, origin."""
     results = stored_results(study, db)
-    chosen = results.design(number)
-    record = results.records([number])[0]
-    parts = _breakdown(results, number) if record["status"] == "ok" else []
+    views = results.fidelities_of(number)
+    chosen, record = views[-1].design(number), views[-1].records([number])[0]
+    parts = _breakdown(views[-1], number) if record["status"] == "ok" else []
     if as_json:
-        emit({"study": study, **record, "provenance": dict(chosen.provenance), "breakdown": _breakdown_records(parts)})
+        fields = ("fidelity", "status", "is_feasible", "reason", "metrics")
+        both = [{field: one[field] for field in fields} for view in views for one in view.records([number])]
+        told = {"provenance": dict(chosen.provenance), "breakdown": _breakdown_records(parts), "fidelities": both}
+        emit({"study": study, **record, **told})
         return
     click.echo(f"design {number} of study {study!r}, proposed by {record['proposer']}, {_verdict(record)}")
+    if len(views) > 1:
+        click.echo(f"knobs, metrics and breakdown at {record['fidelity']}")
     _print_knobs(record["knobs"])
     _print_metrics(chosen.metrics)
+    _print_beside([view.design(number).metrics for view in views], [view.fidelity for view in views])
     _print_breakdown(parts)
 
 
@@ -144,7 +154,7 @@ def evaluate(file: str | None, settings: tuple[str, ...], as_json: bool, **asked
             raise UserError("FILE says all about its design", "leave out --model, --hardware and --set")
         _evaluate_document(file, as_json)
         return
-    from dse.results import metric_records
+    from dse.shown import metric_records
     from dse.whatif import evaluate_design
 
     problem = problem_of(**asked)
@@ -167,7 +177,7 @@ def evaluate(file: str | None, settings: tuple[str, ...], as_json: bool, **asked
 
 def _evaluate_document(file: str, as_json: bool) -> None:
     from dse.export.design_file import evaluated, read_design
-    from dse.results import metric_records
+    from dse.shown import metric_records
 
     read = read_design(file)
     chosen, parts, differences = evaluated(read)
@@ -193,7 +203,7 @@ def _evaluate_document(file: str, as_json: bool) -> None:
 
 
 def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
-    from dse.results import show_knob
+    from dse.shown import show_knob
     from dse.text import table
 
     rows = [[label, show_knob(label, knob["value"])] for label, knob in knobs.items()]
@@ -202,7 +212,7 @@ def _print_knobs(knobs: dict[str, dict[str, Any]]) -> None:
 
 def _print_metrics(metrics: Any) -> None:
     from dse.metrics import METRICS
-    from dse.results import show as shown
+    from dse.shown import show as shown
     from dse.text import table
 
     rows = [
@@ -211,6 +221,25 @@ def _print_metrics(metrics: Any) -> None:
     ]
     lines = table(["metric", "value", "basis", "meaning"], [[r[0], r[1], r[2], r[3]] for r in rows], left=4)
     click.echo("\n" + lines)
+
+
+def _print_beside(metrics: list[Any], labels: list[str]) -> None:
+    """Print each metric that fidelities tell differently, and how far apart the first and the last one are."""
+    from dse.shown import show as shown
+    from dse.text import table
+
+    names = [
+        name
+        for name in metrics[0].values
+        if all(name in m.values for m in metrics) and len({float(m.values[name][0]) for m in metrics}) > 1
+    ]
+    if len(metrics) < 2 or not names:
+        return
+    rows = []
+    for name in names:
+        first, last = (float(m.values[name][0]) for m in (metrics[0], metrics[-1]))
+        rows.append([name, *(shown(m, name, 0) for m in metrics), f"{last / first:.3g}" if first else ""])
+    click.echo("\n" + table(["metric", *labels, "ratio"], rows, left=1))
 
 
 def _breakdown_records(parts: list[Breakdown]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "studies": "dse.cli.looking",
     "front": "dse.cli.looking",
     "show": "dse.cli.looking",
+    "fidelity": "dse.cli.agreeing",
     "evaluate": "dse.cli.looking",
     "fuse": "dse.cli.fusing",
     "plot": "dse.cli.plotting",
@@ -42,6 +43,7 @@ _COMMANDS: Final = {
     "profile": "dse.cli.profiling",
     "knobs": "dse.cli.catalogs",
     "db": "dse.cli.upkeep",
+    "llm": "dse.cli.llm",
     "doctor": "dse.cli.catalogs",
     "completion": "dse.cli.starting",
 }

@@ -66,6 +66,14 @@ def executor_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--wall-clock", metavar="TIME", help="End after this time: seconds, '90 min', '2 h'.")
 @click.option("--plateau", metavar="N:RATIO", help="End when N designs added no more than RATIO of the hypervolume.")
 @click.option("--target", metavar="GOAL", help="End when a design keeps 'latency_s <= 0.2, ...', or at a hypervolume.")
+@click.option(
+    "--llm",
+    is_flag=False,
+    flag_value="",
+    default=None,
+    metavar="[OPTIONS]",
+    help="Add the language model as an arm: OPENAI_API_KEY, OPENAI_BASE_URL, DSE_LLM_MODEL; e.g. usd=2,calls=40.",
+)
 @json_option
 def run(
     file: str,
@@ -83,6 +91,7 @@ def run(
     wall_clock: str | None,
     plateau: str | None,
     target: str | None,
+    llm: str | None,
     as_json: bool,
 ) -> None:
     """Run the study in FILE, or continue it where it stopped.
@@ -93,8 +102,9 @@ def run(
     from dse.units import parse
 
     study = load_study(file, chosen)
-    if seed is not None or fork is not None:
-        study = study.with_changes(name=fork, seed=seed)
+    if seed is not None or fork is not None or llm is not None:
+        arm = [] if llm is None else [f"llm:{llm}" if llm else "llm"]
+        study = study.with_changes(name=fork, seed=seed, proposers=arm)
     results = study.run(
         trials or study.trials,
         db=db,

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -75,6 +76,7 @@ def make_executor(means: Means, recipe: Recipe, evaluation: Evaluation) -> Execu
 
     Raises:
         UserError: Ray is asked for and not installed, or there is no such cluster.
+        ExecutorError: the pool that is asked for does not start.
     """
     name = means.executor
     if name == "auto" and means.ray_address is not None:
@@ -97,10 +99,11 @@ def make_executor(means: Means, recipe: Recipe, evaluation: Evaluation) -> Execu
     from dse.execute.auto import AutoExecutor
     from dse.execute.processes import process_executor
 
-    return AutoExecutor(
-        local,
-        [lambda: _ray(means, recipe, evaluation), lambda: process_executor(evaluation, workers=means.workers)],
-    )
+    pools: list[tuple[str, Callable[[], Executor]]] = []
+    if find_spec("ray") is not None:  # it is an extra
+        pools.append(("Ray workers", lambda: _ray(means, recipe, evaluation)))
+    pools.append(("worker processes", lambda: process_executor(evaluation, workers=means.workers)))
+    return AutoExecutor(local, pools)
 
 
 def _ray(means: Means, recipe: Recipe, evaluation: Evaluation) -> Executor:

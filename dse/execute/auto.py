@@ -1,14 +1,18 @@
-"""Local until the work is worth a pool's start, then Ray, or processes without it. Rows do not show when that was."""
+"""Local until the work is worth a pool's start, then Ray, or processes without it. Rows do not show when that was.
+
+A pool that cannot be started is said in one line, and the next one takes its place: a study that can go on does.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 
-from dse.errors import UserError
+from dse.errors import ExecutorError, UserError
 from dse.execute.local import LocalExecutor
 from dse.protocols import Chunk, Executor
 
@@ -24,12 +28,12 @@ class AutoExecutor:
 
     Args:
         local: the in-process executor.
-        others: make the pools, the best first; one that is not installed raises UserError.
+        others: what each pool is called and what makes it, the best first.
     """
 
     name = "auto"
 
-    def __init__(self, local: LocalExecutor, others: Sequence[Callable[[], Executor]]) -> None:
+    def __init__(self, local: LocalExecutor, others: Sequence[tuple[str, Callable[[], Executor]]]) -> None:
         self._local = local
         self._others = list(others)
         self._remote: Executor | None = None
@@ -66,8 +70,11 @@ class AutoExecutor:
         if self._spent_s < START_COST_S:
             return self._local
         while self._others and self._remote is None:
+            name, start = self._others.pop(0)
             try:
-                self._remote = self._others.pop(0)()
-            except UserError:  # Ray is an extra
-                continue
+                self._remote = start()
+            except (UserError, ExecutorError) as error:
+                after = f"{self._others[0][0]} instead" if self._others else "going on in this process"
+                line = f"no {name}: {str(error).splitlines()[0]}; {after}"
+                print(line, file=sys.stderr, flush=True)  # noqa: T201
         return self._remote or self._local

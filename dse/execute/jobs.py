@@ -14,6 +14,7 @@ import os
 import shlex
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,13 +94,17 @@ def submit_study(
 def _client(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        import_module("aiohttp")  # without it Ray's client is there and refuses to work
         from ray.job_submission import JobSubmissionClient
-    except ImportError:
-        raise UserError("submitting needs Ray, which is not installed", "pip install 'mfm-dse[ray]'") from None
+    except ImportError as error:
+        raise UserError(
+            f"submitting needs Ray's job client, which is not installed ({error.name} is missing)",
+            "pip install 'mfm-dse[submit]'",
+        ) from None
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"there is no job server at {address!r} that lets us in: {str(error).strip().splitlines()[0]}",
-            "the head needs pip install 'ray[default]'; see RAY_AUTH_MODE and RAY_AUTH_TOKEN",
+            "the head needs pip install 'mfm-dse[submit]' too; see RAY_AUTH_MODE and RAY_AUTH_TOKEN",
         ) from error

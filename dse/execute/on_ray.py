@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from dse.errors import UserError
+from dse.errors import ExecutorError, UserError
 from dse.execute import Recipe
 from dse.execute.pool import Answer, PoolExecutor, WorkerDied, answer, limit_memory, share_of_memory
 
@@ -71,12 +71,16 @@ def ray_executor(
 
     Raises:
         UserError: there is no cluster at the address, or its workers cannot prepare the study.
+        ExecutorError: Ray, or all of its workers, did not start.
     """
     crew = RayCrew(recipe, fingerprints, address, workers, memory_bytes)
     try:
         count = workers or crew.n_cores
         limit = memory_bytes or share_of_memory(crew.n_cores)
         return PoolExecutor("ray", crew, len(fingerprints), count, timeout_s=timeout_s, memory_bytes=limit)
+    except RayError as error:
+        crew.close()
+        raise _not_started(error) from error
     except BaseException:
         crew.close()
         raise
@@ -116,7 +120,14 @@ class RayCrew:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _start(address, workers)
-        self._recipe = ray.put(recipe)
+        try:
+            self._recipe = ray.put(recipe)
+        except Exception as error:  # whatever pickling one of the study's own cost models raises
+            self.close()
+            raise UserError(
+                f"the study cannot be sent to Ray's workers: {type(error).__name__}: {_first_line(error)}",
+                "--executor process sends nothing",
+            ) from error
         self._remote = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
 
     @property
@@ -197,13 +208,21 @@ def _start(address: str | None, workers: int) -> None:
         if address is not None and address != "auto":
             _knock(address)  # Ray itself tries for minutes
         ray.init(**options)
-    except (OSError, RayError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a start that times out is a bare Exception
         if address is None:
-            raise
+            raise _not_started(error) from error
         raise UserError(
-            f"there is no Ray cluster at {address!r} that lets us in: {str(error).strip().splitlines()[0]}",
+            f"there is no Ray cluster at {address!r} that lets us in: {_first_line(error)}",
             "see 'ray status' there, and RAY_AUTH_MODE and RAY_AUTH_TOKEN here",
         ) from error
+
+
+def _not_started(error: Exception) -> ExecutorError:
+    return ExecutorError(f"Ray did not start: {_first_line(error)}", "--executor process does without it")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _knock(address: str) -> None:

@@ -6,10 +6,13 @@ of a batch end together. Chunks are shipping units only: results are given back 
 depend on its neighbours, so neither cutting nor timing shows in what is stored.
 
 When a worker dies, the chunk that it was running is blamed and cut into single rows, everything else it held goes back
-to the queue, and another worker takes its place. A row that was blamed three times fails with the reason and takes
-nobody with it. A chunk that runs longer than the limit of one design is ended and cut likewise, without blame; so the
-limit holds for each design by itself, whatever chunk it came in: what is too slow alone three times has failed. The
-first chunk of a worker has :data:`FIRST_CHUNK_S` more, for what is compiled or prepared on first use.
+to the queue, and another worker takes its place. What it was running is the oldest call without an answer, which is
+wrong when the worker died so soon after an answer that the answer was lost with it; so all that a dead worker held is
+run with nothing beside it from then on, and nobody is blamed twice for a neighbour. A row that was blamed three times
+fails with the reason and takes nobody with it. A chunk that runs longer than the limit of one design is ended and cut
+likewise, without blame; so the limit holds for each design by itself, whatever chunk it came in: what is too slow alone
+three times has failed. The first chunk of a worker has :data:`FIRST_CHUNK_S` more, for what is compiled or prepared on
+first use.
 
 A worker tells its resident memory with every chunk; one that has grown beyond its limit is put away between two chunks,
 so a cost model that leaks costs a restart, not the machine.
@@ -22,7 +25,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -104,6 +107,7 @@ class _Task:
     start: int
     codes: np.ndarray
     blames: int = 0
+    is_suspect: bool = False
 
 
 @dataclass
@@ -205,8 +209,14 @@ class PoolExecutor:
         ready = [slot for slot in self._slots if slot.n_answers and not slot.is_full]
         for depth in range(self._crew.in_flight):
             for slot in ready:
-                if self._queue and len(slot.held) == depth:
+                if self._queue and len(slot.held) == depth and self._may_join(slot):
                     self._send(slot, self._next())
+
+    def _may_join(self, slot: _Slot) -> bool:
+        """Whether a worker may hold what comes next: suspects are run alone."""
+        return not slot.held or not (
+            self._queue[0].is_suspect or any(task is not None and task.is_suspect for _, task in slot.held)
+        )
 
     def _send(self, slot: _Slot, task: _Task) -> None:
         if not slot.held:
@@ -225,8 +235,8 @@ class PoolExecutor:
             share = min(CHUNK_S / self._row_s, -(-n // max(1, len(self._slots))))
             rows = int(min(n, max(1, share, LEAST_CHUNK_S / self._row_s)))
         if rows < n:
-            self._queue.appendleft(_Task(task.ticket, task.start + rows, task.codes[rows:], task.blames))
-        return _Task(task.ticket, task.start, task.codes[:rows], task.blames)
+            self._queue.appendleft(replace(task, start=task.start + rows, codes=task.codes[rows:]))
+        return replace(task, codes=task.codes[:rows])
 
     # ------------------------------------------------------------------ taking back
 
@@ -308,14 +318,14 @@ class PoolExecutor:
                 raise ExecutorError(f"no worker of the {self.name} executor can be started: {reason or ending}")
             return
         tasks = [task for task in held if task is not None]
-        self._queue.extendleft(reversed(tasks[1:]))
+        self._queue.extendleft(replace(task, is_suspect=True) for task in reversed(tasks[1:]))
         if tasks:
             blames = tasks[0].blames + (not is_late or len(tasks[0].codes) == 1)
             if blames >= MAX_BLAMES and len(tasks[0].codes) == 1:
                 self._fail(tasks[0], message.format(reason=reason or ending or "it ended"))
             else:
                 rows = [
-                    _Task(tasks[0].ticket, tasks[0].start + i, tasks[0].codes[i : i + 1], blames)
+                    _Task(tasks[0].ticket, tasks[0].start + i, tasks[0].codes[i : i + 1], blames, is_suspect=True)
                     for i in range(len(tasks[0].codes))
                 ]
                 self._queue.extendleft(reversed(rows))

@@ -22,8 +22,8 @@ from dse.export.plain import json_text, toml_text
 from dse.knobs import Scope
 from dse.problem import Problem
 from dse.protocols import Chosen, Exported
-from dse.results import metric_records
 from dse.schema import Field, Schema, value_of
+from dse.shown import metric_records
 
 FORMAT: Final = "mfm-dse/design/1"
 _KINDS: Final = ("json", "toml")

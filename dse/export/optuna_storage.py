@@ -39,11 +39,13 @@ from dse.errors import DseError, UserError
 from dse.params import Value
 from dse.results import Results
 from dse.space import BoundSpace, Parameter
+from dse.store import table_names
 
 _CHUNK: Final = 2_000
 _GENERATION_ROWS: Final = 2_000
 _ALL_METRICS_ROWS: Final = 10_000
 _GENERATION_KEYS: Final = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
+_THEIR_TABLES: Final = {"studies", "trials", "version_info"}
 _LONG: Final = 32  # levels beyond which uneven numbers are a continuous range
 
 
@@ -55,7 +57,7 @@ def export_study(results: Results, url: str) -> int:
         url: "sqlite:///optuna.db" or another database that Optuna takes; created where it does not exist.
 
     Raises:
-        UserError: a URL that Optuna cannot open, or a study of that name is there already.
+        UserError: a URL that Optuna cannot open, a database that is not Optuna's, a study of that name that is there.
     """
     name = results.row.name
     with _quiet():
@@ -155,7 +157,7 @@ def _system(results: Results, index: np.ndarray, ids: Sequence[int], complete: n
 
 def _bred(results: Results) -> np.ndarray:
     """Return the designs that a genetic sampler goes on from: the front, then the latest."""
-    front = results.front().numbers
+    front = results.front(results.rung).numbers
     latest = np.flatnonzero(np.isfinite(results.violation))[-_GENERATION_ROWS:][::-1]
     return np.array(list(dict.fromkeys([*front.tolist(), *latest.tolist()]))[:_GENERATION_ROWS], dtype=np.intp)
 
@@ -204,16 +206,20 @@ def read_designs(url: str, name: str | None, space: BoundSpace) -> tuple[list[di
         space: parameters go over by name; a value that is no level is left at the reference, numbers are snapped later.
 
     Raises:
-        UserError: no such storage or study.
+        UserError: no such storage or study; a database of another program is left untouched.
     """
     with _quiet():
-        storage = _open(url)
+        storage = _open(url, must_exist=True)
         try:
             names = optuna.get_all_study_names(storage)
             if name is None and len(names) == 1:
                 name = names[0]
+            if not names:
+                raise UserError(f"the Optuna storage {shown(url)} has no study", "nothing can be read from it")
+            if name is None:
+                raise UserError(f"{shown(url)} has {len(names)} studies", f"--from one of: {', '.join(names)}")
             if name not in names:
-                raise UserError(f"{shown(url)} has no study {name!r}", f"--from one of: {', '.join(names) or 'none'}")
+                raise UserError(f"{shown(url)} has no study {name!r}", f"--from one of: {', '.join(names)}")
             trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
         finally:
             storage.engine.dispose()
@@ -237,9 +243,22 @@ def read_designs(url: str, name: str | None, space: BoundSpace) -> tuple[list[di
     return designs, list(notes)
 
 
-def _open(url: str) -> RDBStorage:
+def _open(url: str, *, must_exist: bool = False) -> RDBStorage:
+    """Open a storage; Optuna itself would put its tables into whatever database it is given."""
     try:
+        found = table_names(url)
+        if must_exist and not found:
+            raise UserError(f"there is no Optuna storage at {shown(url)}", "see the URL that the study was made with")
+        if found and not found >= _THEIR_TABLES:
+            ours = "of mfm-dse" if "meta" in found and "evaluation" in found else "of another program"
+            raise UserError(
+                f"{shown(url)} is a database {ours}, not an Optuna storage "
+                f"(tables {', '.join(sorted(found)[:5])}); it was left untouched",
+                "name another database",
+            )
         return RDBStorage(url)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001  whatever its driver raises on a URL, a file or a server
         reason = str(error).splitlines()[0].replace(url, shown(url))
         raise UserError(f"Optuna cannot open {shown(url)!r}: {reason}") from None

@@ -16,7 +16,9 @@ from typing import Final
 import numpy as np
 
 from dse.export.files import write_whole
-from dse.results import Results, show_knob
+from dse.front import Front
+from dse.results import Results
+from dse.shown import show_knob
 from dse.text import printable
 from dse.units import format_quantity
 
@@ -45,16 +47,17 @@ def write_report(results: Results, path: Path, kind: str, *, overwrite: bool = F
     Raises:
         UserError: the file exists or cannot be written.
     """
-    text = html_report(results) if kind == "html" else markdown_report(results)
+    front = results.front()
+    text = html_report(front) if kind == "html" else markdown_report(front)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), overwrite=overwrite)
-    return len(results.front())
+    return len(front)
 
 
-def markdown_report(results: Results) -> str:
+def markdown_report(front: Front) -> str:
     """Return the front as Markdown: what was asked, the front's metrics, and its knobs."""
-    title, facts = _facts(results)
+    title, facts = _facts(front)
     lines = [f"# {_plain(title)}", "", *(f"- {_plain(fact)}" for fact in facts), ""]
-    for heading, header, rows in _tables(results):
+    for heading, header, rows in _tables(front):
         lines += [f"## {heading}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
     return "\n".join(lines)
 
@@ -68,9 +71,9 @@ def _plain(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+!|~$&" else c for c in printable(text))
 
 
-def html_report(results: Results) -> str:
+def html_report(front: Front) -> str:
     """Return the front as one HTML page with its figures."""
-    title, facts = _facts(results)
+    title, facts = _facts(front)
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -78,9 +81,9 @@ def html_report(results: Results) -> str:
         f"<title>{_safe(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{_safe(title)}</h1>",
         "<ul>" + "".join(f"<li>{_safe(fact)}</li>" for fact in facts) + "</ul>",
-        *figures(results),
+        *figures(front),
     ]
-    for heading, header, rows in _tables(results):
+    for heading, header, rows in _tables(front):
         head = "".join(f"<th>{_safe(cell)}</th>" for cell in header)
         body = "".join("<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
         parts.append(f"<h2>{_safe(heading)}</h2>\n<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>")
@@ -91,10 +94,10 @@ def _safe(text: str) -> str:
     return html.escape(printable(text))
 
 
-def _facts(results: Results) -> tuple[str, list[str]]:
+def _facts(front: Front) -> tuple[str, list[str]]:
+    results = front.results
     problem = results.space.schema.problem
     models = ", ".join(f"{model.name} ({role})" for role, model in problem.models.items())
-    front = results.front()
     bases = {name: results.metrics.basis.get(name, "") for name in results.goal.metrics}
     kinds = [f"{name}: {basis}" for name, basis in bases.items() if basis]
     facts = [
@@ -104,14 +107,19 @@ def _facts(results: Results) -> tuple[str, list[str]]:
         f"constraints: {', '.join(map(str, results.goal.constraints)) or 'none'}",
         f"designs: {len(results):,} evaluated or waiting, {int((results.violation == 0).sum()):,} feasible, "
         f"{len(front):,} on the front",
+        *(
+            [f"fidelity: {results.fidelity}, {int(results.evaluated.sum()):,} designs"]
+            if len(results.fidelities) > 1
+            else []
+        ),
         *(f"cost model: {e.cost_model} {e.version}, {e.group}, {e.fidelity}" for e in results.evaluators),
         *([f"evidence: {', '.join(kinds)}"] if kinds else []),
     ]
     return f"Pareto front of study {results.row.name}", facts
 
 
-def _tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
-    front = results.front()
+def _tables(front: Front) -> list[tuple[str, list[str], list[list[str]]]]:
+    results = front.results
     header, rows = front.table()
     knobs = results.space.values(results.stored.codes[front.numbers]) if len(front) else []
     labels = list(dict.fromkeys(label for row in knobs for label in row))
@@ -122,10 +130,10 @@ def _tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
     return [("Metrics", header, rows), ("Knobs", ["design", *labels], settings)]
 
 
-def figures(results: Results) -> list[str]:
+def figures(front: Front) -> list[str]:
     """Return a scatter plot of each pair of objectives as SVG, six at most: the front over the feasible designs."""
-    front = results.front().numbers
-    if not len(front):
+    results, numbers = front.results, front.numbers
+    if not len(numbers):
         return []
     feasible = np.flatnonzero(results.violation == 0)
     step = max(1, -(-len(feasible) // _MOST_POINTS))
@@ -133,7 +141,7 @@ def figures(results: Results) -> list[str]:
     values = results.objectives * np.array([o.sign for o in objectives])
     names = [o.name for o in objectives]
     pairs = list(itertools.combinations(range(len(names)), 2))[:_MOST_FIGURES]
-    return [_scatter(values[:, [i, j]], feasible[::step], front, names[i], names[j]) for i, j in pairs]
+    return [_scatter(values[:, [i, j]], feasible[::step], numbers, names[i], names[j]) for i, j in pairs]
 
 
 def _scatter(points: np.ndarray, others: np.ndarray, front: np.ndarray, x_name: str, y_name: str) -> str:

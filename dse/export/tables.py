@@ -31,9 +31,11 @@ def write_table(results: Results, path: Path, kind: str, *, front_only: bool = F
     Raises:
         UserError: the file exists, cannot be written, or Parquet has nobody to write it.
     """
-    frame = results.table()
     if front_only:
-        frame = frame.loc[results.front().numbers]
+        front = results.front()
+        frame = front.results.table().loc[front.numbers]
+    else:
+        frame = results.table()
 
     def write(temporary: Path) -> None:
         if kind == "csv":

@@ -9,6 +9,7 @@
     studies.py     studies as rows
     leases.py      who writes a study, and what users ask of it
     writing.py     batches and metrics
+    calling.py     calls to language models
     store.py       all of these, and reading back
     rows.py        what is given back
 
@@ -16,9 +17,19 @@ One process writes a study (it holds the lease); readers open read-only. A batch
 proposed, and when its metrics are there. What is committed is acknowledged and survives ``kill -9``.
 """
 
-from dse.store.database import DEFAULT_URL, open_store
+from dse.store.database import DEFAULT_URL, open_store, table_names
 from dse.store.leases import HEARTBEAT_S
-from dse.store.rows import EvaluatorRow, StoredStudy, StudyRow
+from dse.store.rows import EvaluatorRow, Promotion, StoredStudy, StudyRow
 from dse.store.store import Store
 
-__all__ = ["DEFAULT_URL", "HEARTBEAT_S", "EvaluatorRow", "Store", "StoredStudy", "StudyRow", "open_store"]
+__all__ = [
+    "DEFAULT_URL",
+    "HEARTBEAT_S",
+    "EvaluatorRow",
+    "Promotion",
+    "Store",
+    "StoredStudy",
+    "StudyRow",
+    "open_store",
+    "table_names",
+]

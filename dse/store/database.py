@@ -53,6 +53,26 @@ def open_store(
     return Store(engine, shown)
 
 
+def table_names(url: str) -> set[str] | None:
+    """Return the tables of any database, ours or not, without writing to it; None where an SQLite file does not exist.
+
+    Args:
+        url: as SQLAlchemy takes it.
+
+    Raises:
+        Exception: whatever SQLAlchemy or its driver raises where it cannot be opened.
+    """
+    parsed = make_url(url)
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    if is_file and not Path(str(parsed.database)).exists():
+        return None
+    engine = _engine(parsed, url, read_only=True) if is_file else create_engine(parsed)
+    try:
+        return set(inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
 def _parse(url: str | Path) -> URL:
     text = str(url)
     if "://" not in text:

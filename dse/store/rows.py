@@ -50,7 +50,7 @@ class StudyRow:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatorRow:
-    """A cost model of a study, and the columns of its packed metrics."""
+    """A cost model of a study, and the rung that it stands on."""
 
     id: int
     group: str
@@ -58,6 +58,41 @@ class EvaluatorRow:
     cost_model: str
     version: str
     fingerprint: str
+    rung: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """Designs chosen for a rung in one round.
+
+    Attributes:
+        number: of the round, over all rungs.
+        rung: where they go.
+        n_below: designs that were finished on the rung below.
+        n_within_reach: designs there that might still have been on the front, these included.
+        designs: their numbers, in the order of the choice.
+        is_done: whether all of them are evaluated.
+    """
+
+    number: int
+    rung: int
+    n_below: int
+    n_within_reach: int
+    designs: np.ndarray
+    is_done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one evaluator has answered.
+
+    Attributes:
+        metrics: of all designs, NaN where it has not.
+        there: where it has, boolean, shape (n,).
+    """
+
+    metrics: MetricBatch
+    there: np.ndarray
 
 
 @dataclass
@@ -76,8 +111,9 @@ class StoredStudy:
         n_batches: batches proposed so far.
         n_proposed_by_batch: designs proposed in each batch, duplicates included.
         created_s: when each batch was proposed, seconds since 1970, shape (n_batches,).
-        metrics: one batch per evaluator, NaN where a design has no evaluation yet.
-        evaluated: whether all evaluators have answered, shape (n,).
+        base: evaluator id -> its answers, of those that every design is evaluated with.
+        upper: evaluator id -> its answers, of those on the rungs above; always of all designs from number 0 on.
+        promotions: rounds of promotion, in order.
     """
 
     codes: np.ndarray
@@ -91,17 +127,37 @@ class StoredStudy:
     n_batches: int
     n_proposed_by_batch: list[int]
     created_s: np.ndarray
-    metrics: list[MetricBatch]
-    evaluated: np.ndarray
+    base: dict[int, Answers]
+    upper: dict[int, Answers]
+    promotions: list[Promotion]
 
     @cached_property
     def parents(self) -> list[tuple[int, ...]]:
         """Numbers of the designs that each was derived from."""
         return [tuple(map(int, text.split(","))) if text else () for text in self.parents_text]
 
+    @cached_property
+    def answers(self) -> dict[int, Answers]:
+        """Evaluator id -> its answers, on all rungs."""
+        return self.base | self.upper
+
+    @property
+    def metrics(self) -> list[MetricBatch]:
+        """One batch per evaluator that every design is evaluated with, NaN where a design has no evaluation yet."""
+        return [answers.metrics for answers in self.base.values()]
+
+    @cached_property
+    def evaluated(self) -> np.ndarray:
+        """Whether all of these have answered, shape (n,)."""
+        there = [answers.there for answers in self.base.values()]
+        return np.logical_and.reduce(there) if there else np.ones(len(self.codes), dtype=bool)
+
     @property
     def n_settled(self) -> int:
-        """How many designs from the first on stand in batches that are evaluated whole: those rows change no more."""
+        """How many designs from the first on stand in batches that are evaluated whole.
+
+        What ``base`` says of them changes no more; they may still go up a rung.
+        """
         waiting = np.flatnonzero(~self.evaluated)
         if not len(waiting):
             return len(self.codes)
@@ -112,10 +168,13 @@ class StoredStudy:
         first = self.n_settled
         kept = int(self.batches[first - 1]) + 1 if first else 0  # empty batches behind it come with the tail
         n = first + len(tail.codes)
-        metrics = [
-            MetricBatch.scatter([(np.arange(first), old.take(slice(first))), (np.arange(first, n), new)], n)
-            for old, new in zip(self.metrics, tail.metrics, strict=True)
-        ]
+        rows = np.arange(n)
+
+        def joined(old: Answers, new: Answers) -> Answers:
+            kept_rows = old.metrics.take(slice(first))
+            metrics = MetricBatch.scatter([(rows[:first], kept_rows), (rows[first:], new.metrics)], n)
+            return Answers(metrics, np.concatenate([old.there[:first], new.there]))
+
         return StoredStudy(
             codes=np.concatenate([self.codes[:first], tail.codes]),
             hashes=self.hashes[:first] + tail.hashes,
@@ -129,6 +188,7 @@ class StoredStudy:
             n_batches=kept + tail.n_batches,
             n_proposed_by_batch=self.n_proposed_by_batch[:kept] + tail.n_proposed_by_batch,
             created_s=np.concatenate([self.created_s[:kept], tail.created_s]),
-            metrics=metrics,
-            evaluated=np.concatenate([self.evaluated[:first], tail.evaluated]),
+            base={e: joined(self.base[e], new) for e, new in tail.base.items()},
+            upper=tail.upper,
+            promotions=tail.promotions,
         )

@@ -13,11 +13,11 @@ from sqlalchemy import Connection, select
 
 from dse.metrics import MetricBatch, Status, ToldLimit
 from dse.store import tables
-from dse.store.rows import StoredStudy
-from dse.store.writing import Writing
+from dse.store.calling import Calling
+from dse.store.rows import Answers, Promotion, StoredStudy
 
 
-class Store(Writing):
+class Store(Calling):
     """A database of studies.
 
     Args:
@@ -36,7 +36,13 @@ class Store(Writing):
         """
         design, batch, evaluator = tables.design, tables.batch, tables.evaluator
         with _no_collection(), self._reading() as connection:
-            # Batches first: a writer that commits one between two of these statements adds rows that are left out.
+            # What refers to designs first, batches before designs: a writer that commits between two of these
+            # statements adds rows that are left out.
+            promotions = connection.execute(
+                select(tables.promotion)
+                .where(tables.promotion.c.study_id == study_id)
+                .order_by(tables.promotion.c.number)
+            ).all()
             batches = connection.execute(
                 select(batch.c.number, batch.c.proposer, batch.c.n_proposed, batch.c.n_designs, batch.c.created_s)
                 .where(batch.c.study_id == study_id, batch.c.first >= first)
@@ -60,15 +66,18 @@ class Store(Writing):
                 )
             ).all()
             evaluators = connection.execute(
-                select(evaluator.c.id, evaluator.c.layout)
+                select(evaluator.c.id, evaluator.c.layout, evaluator.c.rung)
                 .where(evaluator.c.study_id == study_id)
                 .order_by(evaluator.c.id)
             ).all()
-            answers = [_answers(connection, study_id, e.id, json.loads(e.layout), first, last) for e in evaluators]
+            base, upper = {}, {}
+            for e in evaluators:
+                layout = json.loads(e.layout)
+                if e.rung == 0:
+                    base[e.id] = _answers(connection, study_id, e.id, layout, first, last)
+                else:  # a design may go up long after its batch was evaluated
+                    upper[e.id] = _answers(connection, study_id, e.id, layout, 0, last)
         n = last - first
-        evaluated = np.ones(n, dtype=bool)
-        for _, there in answers:
-            evaluated &= there
         return StoredStudy(
             codes=np.frombuffer(b"".join(codes), dtype=code_dtype).reshape(n, n_parameters),
             hashes=list(hashes),
@@ -81,8 +90,14 @@ class Store(Writing):
             n_batches=len(batches),
             n_proposed_by_batch=[b.n_proposed for b in batches],
             created_s=np.array([b.created_s for b in batches], dtype=np.float64),
-            metrics=[metrics for metrics, _ in answers],
-            evaluated=evaluated,
+            base=base,
+            upper=upper,
+            promotions=[
+                Promotion(
+                    p.number, p.rung, p.n_below, p.n_within_reach, np.frombuffer(p.designs, dtype="<i8"), p.is_done
+                )
+                for p in promotions
+            ],
         )
 
 
@@ -104,8 +119,8 @@ def _columns_of(rows: Sequence[Any], width: int) -> list[Sequence[Any]]:
 
 def _answers(
     connection: Connection, study_id: int, evaluator_id: int, layout: Mapping[str, Any], first: int, last: int
-) -> tuple[MetricBatch, np.ndarray]:
-    """Return the metrics of designs ``first`` to ``last - 1`` by one evaluator, and which it has answered."""
+) -> Answers:
+    """Return what one evaluator has answered of designs ``first`` to ``last - 1``."""
     t, n = tables.evaluation, last - first
     mine = (t.c.study_id == study_id, t.c.evaluator_id == evaluator_id, t.c.number >= first, t.c.number < last)
     numbers, status, excess, packed = _columns_of(
@@ -132,4 +147,5 @@ def _answers(
     columns = {name: table[:, j] for j, name in enumerate(names)}
     values_of = {name: v for name, v in columns.items() if name[-1] not in "<>"}
     intervals = {name: (columns[name + "<"], columns[name + ">"]) for name in values_of if name + "<" in columns}
-    return MetricBatch(values_of, n, intervals, layout["basis"], [ToldLimit(excesses, told)], broke), there
+    metrics = MetricBatch(values_of, n, intervals, layout["basis"], [ToldLimit(excesses, told)], broke)
+    return Answers(metrics, there)

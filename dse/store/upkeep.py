@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from sqlalchemy import Connection, func, inspect, or_, select
 
 from dse.errors import StoreRefused, UserError
@@ -125,10 +126,13 @@ def _of_study(connection: Connection, study_id: int) -> Iterator[str]:
     expected = 0
     batches = connection.execute(select(batch).where(batch.c.study_id == study_id).order_by(batch.c.number)).all()
     n_evaluators = connection.execute(
-        select(func.count()).select_from(evaluator).where(evaluator.c.study_id == study_id)
+        select(func.count()).select_from(evaluator).where(evaluator.c.study_id == study_id, evaluator.c.rung == 0)
     ).scalar_one()
     answers = connection.execute(
-        select(evaluation.c.number, func.count()).where(evaluation.c.study_id == study_id).group_by(evaluation.c.number)
+        select(evaluation.c.number, func.count())
+        .join(evaluator, evaluator.c.id == evaluation.c.evaluator_id)
+        .where(evaluation.c.study_id == study_id, evaluator.c.rung == 0)
+        .group_by(evaluation.c.number)
     ).all()
     n_answers: dict[int, int] = {number: count for number, count in answers}  # noqa: C416  rows are no pairs to mypy
     for number, row in enumerate(batches):
@@ -154,6 +158,36 @@ def _of_study(connection: Connection, study_id: int) -> Iterator[str]:
     ).scalar_one()
     if strays:
         yield f"{strays} evaluations belong to no design"
+    yield from _of_promotions(connection, study_id, expected)
+
+
+def _of_promotions(connection: Connection, study_id: int, n_designs: int) -> Iterator[str]:
+    promotion, evaluation, evaluator = tables.promotion, tables.evaluation, tables.evaluator
+    rows = connection.execute(
+        select(evaluator.c.rung, evaluator.c.id, evaluation.c.number)
+        .outerjoin(evaluation, evaluation.c.evaluator_id == evaluator.c.id)
+        .where(evaluator.c.study_id == study_id, evaluator.c.rung > 0)
+    ).all()
+    answered: dict[int, dict[int, set[int]]] = {}
+    for row in rows:
+        of_rung = answered.setdefault(row.rung, {}).setdefault(row.id, set())
+        of_rung |= set() if row.number is None else {row.number}
+    chosen: dict[int, set[int]] = {}
+    query = select(promotion).where(promotion.c.study_id == study_id).order_by(promotion.c.number)
+    for number, row in enumerate(connection.execute(query).all()):
+        designs = np.frombuffer(row.designs, dtype="<i8").tolist()
+        before = chosen.setdefault(row.rung, set())
+        if row.number != number or before & set(designs) or not all(0 <= d < n_designs for d in designs):
+            yield f"promotion {row.number} is not what follows on those before it"
+            return
+        before |= set(designs)
+        missing = sum(len(set(designs) - there) for there in answered.get(row.rung, {}).values())
+        if row.is_done and missing:
+            yield f"promotion {number} is marked as done, {missing} evaluations are missing"
+    for rung, by_evaluator in answered.items():
+        strays = sum(len(there - chosen.get(rung, set())) for there in by_evaluator.values())
+        if strays:
+            yield f"{strays} evaluations on rung {rung} belong to no promotion"
 
 
 def vacuum(store: Store) -> tuple[int, int]:

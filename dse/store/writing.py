@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from dse.metrics import MetricBatch, Status
 from dse.store import tables
 from dse.store.connection import Prepared
 from dse.store.leases import Leases
-from dse.store.rows import EvaluatorRow
+from dse.store.rows import EvaluatorRow, Promotion
 
 
 class Writing(Leases):
@@ -47,10 +48,12 @@ class Writing(Leases):
             rows = connection.execute(
                 select(tables.evaluator).where(tables.evaluator.c.study_id == study_id).order_by(tables.evaluator.c.id)
             ).all()
-        return [EvaluatorRow(r.id, r.metric_group, r.fidelity, r.cost_model, r.version, r.fingerprint) for r in rows]
+        return [
+            EvaluatorRow(r.id, r.metric_group, r.fidelity, r.cost_model, r.version, r.fingerprint, r.rung) for r in rows
+        ]
 
     def add_evaluator(
-        self, study_id: int, group: str, fidelity: str, cost_model: str, version: str, fingerprint: str
+        self, study_id: int, group: str, fidelity: str, cost_model: str, version: str, fingerprint: str, rung: int = 0
     ) -> EvaluatorRow:
         """Store an evaluator, or return the one that is there already."""
         for row in self.evaluators(study_id):
@@ -66,6 +69,7 @@ class Writing(Leases):
                     version=version,
                     fingerprint=fingerprint,
                     layout=json.dumps({"columns": [], "basis": {}}),
+                    rung=rung,
                 )
             )
         return self.evaluators(study_id)[-1]
@@ -128,6 +132,59 @@ class Writing(Leases):
             results: (evaluator id, its metrics of these designs).
             is_last: whether this finishes the batch.
         """
+        with self._entering(study_id, range(first, first + len(results[0][1])), results) as connection:
+            if is_last:
+                self._batch_done.one(connection, {"study": study_id, "batch_number": batch, "done": True})
+
+    def add_promotion(self, study_id: int, promotion: Promotion) -> None:
+        """Commit who goes up a rung, before they are evaluated there."""
+        with self._writing() as connection:
+            connection.execute(
+                insert(tables.promotion).values(
+                    study_id=study_id,
+                    number=promotion.number,
+                    rung=promotion.rung,
+                    n_below=promotion.n_below,
+                    n_within_reach=promotion.n_within_reach,
+                    designs=promotion.designs.astype("<i8").tobytes(),
+                    is_done=False,
+                    created_s=time.time(),
+                )
+            )
+            self._renew(connection, study_id)
+
+    def add_promoted(
+        self,
+        study_id: int,
+        number: int,
+        designs: Sequence[int],
+        results: Sequence[tuple[int, MetricBatch]],
+        *,
+        is_last: bool,
+    ) -> None:
+        """Commit the metrics of promoted designs.
+
+        Args:
+            study_id: the study.
+            number: of the round of promotion.
+            designs: their numbers.
+            results: (evaluator id, its metrics of these designs).
+            is_last: whether this finishes the round.
+        """
+        with self._entering(study_id, designs, results) as connection:
+            if is_last:
+                promotion = tables.promotion
+                connection.execute(
+                    update(promotion)
+                    .where(promotion.c.study_id == study_id, promotion.c.number == number)
+                    .values(is_done=True)
+                )
+
+    @contextmanager
+    def _entering(
+        self, study_id: int, designs: Sequence[int], results: Sequence[tuple[int, MetricBatch]]
+    ) -> Iterator[Connection]:
+        """Enter metrics of designs in one transaction, to which the caller may add."""
         layouts: dict[int, dict[str, Any]] = {}
         with self._writing() as connection:
             for evaluator_id, metrics in results:
@@ -141,7 +198,7 @@ class Writing(Leases):
                     connection,
                     {
                         "study_id": [study_id] * n,
-                        "number": range(first, first + n),
+                        "number": designs,
                         "evaluator_id": [evaluator_id] * n,
                         "status": status.tolist(),
                         "excess_ratio": metrics.excess_ratio.tolist(),
@@ -149,8 +206,7 @@ class Writing(Leases):
                         "reason": reasons,
                     },
                 )
-            if is_last:
-                self._batch_done.one(connection, {"study": study_id, "batch_number": batch, "done": True})
+            yield connection
             self._renew(connection, study_id)
         self._layouts |= layouts
 

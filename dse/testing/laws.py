@@ -17,7 +17,7 @@ from dse.hardware import Accelerator, Device, read_hardware
 from dse.knobs import KNOBS
 from dse.metrics import MetricBatch, Status
 from dse.problem import TARGET, Problem
-from dse.protocols import CostModel
+from dse.protocols import CostModel, Roofed
 from dse.schema import Schema
 from dse.space import BoundSpace
 
@@ -146,6 +146,22 @@ def _narrowed(batch: DesignBatch, knob: str) -> DesignBatch:
     legal = np.array(KNOBS[knob].allowed)
     below = np.maximum(np.searchsorted(legal, batch[knob]) - 1, 0)
     return _replaced(batch, {knob: legal[below]})
+
+
+def roofs_hold(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
+    """In the roofline no operator outruns the peak of its unit or of the memory, and all together take the latency."""
+    problem, batch = space.schema.problem, space.decode(codes)
+    evaluator = model.prepare(problem)
+    assert isinstance(evaluator, Roofed), f"{model.name} declares roofs and gives none"
+    metrics, roof = evaluator.evaluate(batch), evaluator.roofline(batch)
+    rows = metrics.status == Status.OK
+    limit, latency = roof.seconds[rows] * (1 + ROUNDING), metrics.values["latency_s"][rows]
+    for unit, at_peak in (("their unit", roof.compute_s[rows]), ("the memory", roof.traffic_s[rows])):
+        over = [
+            ", ".join(label) for label, fast in zip(roof.labels, (at_peak > limit).any(axis=0), strict=True) if fast
+        ]
+        assert not over, f"{model.name}: faster than the peak of {unit}: {over}"
+    np.testing.assert_allclose(roof.seconds[rows].sum(axis=1), latency, rtol=1e-9)
 
 
 def breakdown_adds_up(model: CostModel, space: BoundSpace, codes: np.ndarray) -> None:
@@ -291,6 +307,7 @@ LAWS: Final[dict[str, Law]] = {
         fewer_bits_never_cost_bytes,
         fewer_bits_never_gain_quality,
         breakdown_adds_up,
+        roofs_hold,
         traffic_at_least_compulsory,
     )
 }

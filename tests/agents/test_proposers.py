@@ -21,6 +21,7 @@ NAMES = [
     "auto", "auto:arms=evolve+random+optuna:nsga2", "evolve", "tpe", "gp", "local", "enumerate", "allocate",
     "random", "sobol", "optuna:tpe", "optuna:nsga2", "optuna:nsga3", "optuna:random",
     "optuna:nsga2:population_size=6", "optuna:tpe:n_startup_trials=4,n_ei_candidates=8",
+    "bottleneck", "auto:with=llm", "llm",
 ]  # fmt: skip
 
 
@@ -45,6 +46,7 @@ def test_every_proposer_is_tried_here():
         ("optuna:nsga2:population=3", "unknown option"),
         ("optuna:nsga2:population_size=few", "not a whole number"),
         ("evolv", "unknown proposer"),
+        ("auto:without=gp", "unknown option of auto"),
     ],
 )
 def test_names_that_are_none(name, law):

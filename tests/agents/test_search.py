@@ -23,7 +23,7 @@ from dse.record import Record
 from dse.space import Space
 from dse.testing.samples import small_problem
 
-ADAPTIVE = ["evolve", "tpe", "gp", "local", "auto"]
+ADAPTIVE = ["evolve", "tpe", "gp", "local", "bottleneck", "auto"]
 GRID = Space(
     pe_rows=Int(1, 12), pe_cols=Int(1, 12), n_cores=Int(1, 12), batch=Int(1, 12), tile_m=Int(1, 12), tile_n=Int(1, 12),
     tile_k=Int(1, 12), vector_lanes=Int(1, 12),
@@ -273,6 +273,12 @@ def test_an_arm_that_stops_earning_loses_its_share():
     )
     assert auto.shares(history)[0] > 0.75
     assert auto.shares(later)[1] > 0.75
+
+
+def test_an_arm_that_answers_late_and_earns_nothing_falls_to_a_probe_rate():
+    auto = Auto("arms=random+evolve+local+tpe+llm")
+    before, after = (auto.shares(_history_in_which(0, n_arms=5, n=n))[4] for n in (1, 200))  # the fifth is the model
+    assert after < before / 3
 
 
 def test_in_a_real_run_an_arm_that_proposes_nonsense_is_starved():

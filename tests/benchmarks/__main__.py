@@ -28,7 +28,7 @@ from dse.pareto import first_front
 from dse.problem import Problem
 from dse.space import BoundSpace
 from dse.testing.samples import small_model
-from tests.benchmarks import devices, engine, simulator
+from tests.benchmarks import devices, engine, prompts, simulator
 from tests.oracles.test_zigzag import summary as zigzag
 
 REPEATS = 5
@@ -168,6 +168,7 @@ def rates() -> dict[str, tuple[float, str]]:
     mapped = catalogue.cost_model("analytical").prepare(free.schema.problem)
     both = cpu_s(lambda: (mapped.evaluate(batch_free), prior.evaluate(batch_free)))
     found["LLaVA-1.5-7B, all metrics, mapper free, batch 256"] = (256 / both, "designs")
+    found["prompt of 8,000 tokens from 100,000 designs of 405 knobs"] = (1 / cpu_s(prompts.work()), "prompts")
     found["closed form of a matrix product, random sizes and chips"] = (products_rate(), "products")
     codes = space.sample(1024, rng)
     found["decode codes, 1,024 rows"] = (1024 / cpu_s(lambda: space.decode(codes)), "designs")

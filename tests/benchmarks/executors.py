@@ -17,8 +17,7 @@ from functools import partial
 import numpy as np
 
 from dse import Choice
-from dse.coordinator import build_evaluation
-from dse.evaluation import Evaluation
+from dse.evaluation import Evaluation, build_evaluation
 from dse.execute import Means, make_executor
 from dse.metrics import MetricBatch
 from dse.space import Space

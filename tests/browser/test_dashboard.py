@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from dse import Choice, Scenario, Space, Study
+from dse import Choice, Rung, Scenario, Space, Study
 from dse.launch import dashboard_command, dashboard_environment
 from dse.store import open_store
 from dse.testing.samples import small_model
@@ -32,7 +33,7 @@ HOSTILE = "<img src=x onerror=alert(1)> ![x](https://example.org/x.png) [y](java
 EXPECTED_404 = ("/_stcore/health", "/_stcore/host-config")
 
 
-def study(name):
+def study(name, **options):
     return Study(
         name,
         model=small_model(),
@@ -41,6 +42,7 @@ def study(name):
         space=Space(weight_bits=Choice(3, 4, 8, per="component"), pe_rows=Choice(4, 8, 16, 32)),
         objectives="min latency_s, min energy_j, min quality_loss",
         ask_size=16,
+        **options,
     )
 
 
@@ -170,13 +172,18 @@ def test_from_the_studies_over_the_front_to_a_design_and_its_files(server, page,
     drag(page, box, (0.01, 0.01), (0.99, 0.99))
     page.get_by_text("designs selected").wait_for()
     page.get_by_role("button", name="Set aside to compare").first.click()
-    page.get_by_role("button", name="Compare ").first.click()
+    page.get_by_role("link", name=re.compile(r"Compare \d")).first.click()
     page.get_by_role("heading", name="Compare", exact=True).wait_for()
+    assert "study=small" in page.url
     assert "designs=" in page.url
+    page.goto(f"{server}/front?study=small")
+    page.get_by_role("link", name=re.compile(r"Open design \d")).first.click()
+    page.get_by_text("proposed by auto").wait_for()
     page.goto(f"{server}/design?study=small&design=3")
     page.get_by_text("proposed by auto").wait_for()
     page.get_by_role("tab", name="Where time and energy go").click()
     page.get_by_role("heading", name="Latency (s)").wait_for()
+    page.get_by_role("heading", name="Roofline").wait_for()
     page.get_by_role("tab", name="Export").click()
     with page.expect_download() as downloaded:
         page.get_by_role("button", name="Download design").click()
@@ -204,6 +211,22 @@ def test_compare_and_search_draw_without_an_error(server, page):
     page.goto(f"{server}/search?study=small")
     page.get_by_role("heading", name="Which knobs matter").wait_for()
     page.locator(".js-plotly-plot").first.wait_for()
+
+
+def test_letters_and_fidelities_are_drawn(server, page, database):
+    both = study("both", proposers=["auto", "llm:provider=random,wait_s=30"], ladder=Rung("simulated", designs=6))
+    both.run(48, db=database, report=lambda _: None, executor="local")
+    page.goto(f"{server}/llm?study=both")
+    page.get_by_role("heading", name="Predicted against observed").wait_for()
+    page.get_by_role("heading", name=re.compile(r"^Call \d")).wait_for()
+    page.goto(f"{server}/fidelity?study=both")
+    page.get_by_role("heading", name="Step 1").wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+    page.goto(f"{server}/front?study=small")  # no longer the latest: it stays chosen from page to page
+    page.locator(".js-plotly-plot").first.wait_for()
+    page.get_by_role("link", name="Search").click()
+    page.get_by_role("heading", name="Which knobs matter").wait_for()
+    assert "study=small" in page.url
 
 
 def test_a_running_study_grows_on_the_page_and_is_paused_resumed_and_stopped(server, page, database, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from dse import Choice, Float, Scenario, Space, Study
 from dse.hypervolume import hypervolume
 from dse.pareto import constrained_front
-from dse.protocols import Breakdown
+from dse.protocols import Breakdown, Roofline
 from dse.testing.samples import small_model
 
 pytest.importorskip("plotly")
@@ -18,7 +18,7 @@ from dashboard import lineage
 from dashboard.colouring import coloured, colourings
 from dashboard.figures.fidelity import parity_figure
 from dashboard.figures.front import Axis, Layer, drawable, front_figure, parallel_figure, thinned
-from dashboard.figures.parts import Roof, breakdown_figure, map_figure, roofline_figure
+from dashboard.figures.parts import breakdown_figure, map_figure, roofline_figure
 from dashboard.figures.search import contour_figure, hypervolume_figure, importance_figure, shares_figure, slice_figure
 from dashboard.figures.theme import heading, titled
 from dashboard.history import growth, sources
@@ -200,12 +200,15 @@ def test_lineage_follows_parents(results):
     assert all(results.violation[n] == 0 for n, _ in near)
 
 
-def test_a_roofline_lies_below_its_roof():
-    roof = Roof(["a", "b"], np.array([1e9, 1e6]), np.array([1e6, 1e6]), np.array([1e-3, 1e-4]), 2e12, 1e11)
-    figure = roofline_figure(roof)
-    assert figure.data[0].y[1] == 2e12
-    assert figure.data[0].x[1] == 20
-    assert figure.data[1].x[0] == 1000
+def test_a_roofline_by_hand():
+    """1 ms at the peak of compute, 4 ms of traffic, taken in 5 ms: left of the ridge, at a fifth of the peak."""
+    labels = (("decoder", "prefill", "linear"), ("decoder", "decode", "linear"), ("decoder", "decode", "nothing"))
+    times = [np.array([[1e-3, 6e-3, 0.0]]), np.array([[4e-3, 2e-3, 0.0]]), np.array([[5e-3, 8e-3, 0.0]])]
+    figure = roofline_figure(Roofline(labels, *times))
+    assert [trace.name for trace in figure.data[1:]] == ["decoder, decode, linear", "decoder, prefill, linear"]
+    marks = [(trace.x[0], trace.y[0]) for trace in figure.data[1:]]
+    np.testing.assert_allclose(marks, [(3.0, 0.75), (0.25, 0.2)])
+    assert (figure.data[0].x[1], figure.data[0].y[1]) == (1.0, 1.0)
 
 
 def test_other_figures_take_what_they_are_given():

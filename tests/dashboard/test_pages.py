@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 
 import dashboard
-from dse import Choice, Scenario, Space, Study
+from agents.auto import Auto
+from agents.llm.arm import LlmArm
+from agents.llm.provider import SCRIPTS, Scripted
+from dse import Choice, Float, Rung, Scenario, Space, Study
 from dse.metrics import MetricBatch
 from dse.store import open_store, tables
 from dse.testing.samples import small_model
@@ -19,7 +23,13 @@ from streamlit.testing.v1 import AppTest
 
 APP = str(Path(dashboard.__file__).parent / "app.py")
 HOSTILE = "<img src=x onerror=alert(1)> ![x](https://example.org/x.png)"
-PAGES = ("studies", "front", "design", "compare", "search")
+PAGES = ("studies", "front", "design", "compare", "search", "calls", "fidelity")
+
+MANY = {
+    "weight_bits": Choice(3, 4, 6, 8, per="block.module"),
+    "ffn_keep": Float(0.5, 1.0, step=0.125),
+    "pe_rows": Choice(4, 8, 16, 32),
+}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -160,6 +170,29 @@ def test_another_study_beside_it(database):
     assert app.session_state["with"] == "second"
 
 
+def test_fidelities(database):
+    results = run(study(ladder=Rung("simulated", designs=9)), 24, database)
+    labels, top = results.fidelities, results.at(1)
+    up, waiting = np.flatnonzero(top.evaluated).tolist(), np.flatnonzero(~top.evaluated).tolist()
+    high, low = results.front().numbers.tolist(), results.front(0).numbers.tolist()
+    assert high != low
+    for chosen, front, n in (({}, high, "9"), ({"fidelity": labels[0]}, low, "24")):
+        app = start("front", study="small", **chosen)
+        assert app.metric[0].value == n
+        shown = [t.value for t in app.dataframe if list(t.value.columns[:2]) == ["design", "latency_s"]][-1]
+        assert shown["design"].tolist() == front
+        expected = (results if chosen else top).metrics.values["latency_s"][front]
+        assert shown["latency_s"].tolist() == expected.tolist()
+    assert said(start("design", study="small", design=str(up[0])), f"metrics at {labels[1]}")
+    assert said(start("design", study="small", design=str(up[0]), fidelity=labels[0]), f"metrics at {labels[0]}")
+    assert said(start("design", study="small", design=str(waiting[0])), f"metrics at {labels[0]}")
+    compared = table(start("compare", study="small", designs=f"{up[0]},{waiting[0]}"), "name").set_index("name")
+    assert compared.loc["why not feasible", f"design {waiting[0]}"] == "not promoted"
+    assert start("search", study="small").metric[0].value == "24"  # what proposers saw
+    run(study("second", seed=1), 16, database)  # it has no other fidelity: its front says which one it is
+    start("front", study="small", **{"with": "second"})
+
+
 def test_a_selection_is_listed_and_can_be_set_aside(database):
     run(study(), 16, database)
     app = AppTest.from_string("from dashboard.views import front\nfront.page()\n", default_timeout=120)
@@ -173,7 +206,7 @@ def test_a_selection_is_listed_and_can_be_set_aside(database):
     checked(app.run())
     assert said(app, "2 designs selected")
     checked(next(b for b in app.button if b.key == "aside-selected").click().run())
-    assert app.session_state["basket"] == [3]
+    assert app.session_state["baskets"] == {"small": [3]}
 
 
 def test_one_design(database):
@@ -239,6 +272,7 @@ def test_failed_designs_and_hostile_text(database):
         {"design": "x", "study": ""},
         {"x": "nothing", "colour": "knob: none", "scale": "cubic", "only-latency_s": "1,2,3", "zoom": "a:b,c:1:nan"},
         {"zoom": "latency_s:1e300:1e301"},
+        {"call": "x"},
         {"designs": "a,-3,99999,0,1,2,3,4,5,6,7", "metric": "none", "knob": "", "second": "pe_rows"},
     ],
 )
@@ -270,6 +304,58 @@ def test_the_search_page_counts_what_was_proposed(database):
     proposed = sum(results.stored.n_proposed_by_batch)
     assert {m.label: m.value for m in app.metric}["duplicates avoided"] == str(proposed - 32)
     checked(next(s for s in app.selectbox if s.key == "second").set_value("pe_rows").run())
+
+
+def test_the_arms_of_a_portfolio_are_told_apart(database):
+    results = run(study(proposers="auto", space=Space(**MANY)), 64, database)
+    rows = table(start("search"), "proposer").set_index("proposer")
+    marks = results.stored.marks
+    for i, arm in enumerate(("gp", "tpe", "evolve", "local", "bottleneck")):
+        n = int(((marks >= 0) & (marks % 16 == i)).sum())
+        assert (rows.loc[f"auto > {arm}", "designs"] if n else 0) == n
+    assert rows["designs"].sum() == 64
+    assert rows["on the front"].sum() == len(results.front())
+
+
+def test_the_fidelity_page(database):
+    results = run(study(ladder=Rung("simulated", designs=9)), 24, database)
+    app = start("fidelity", study="small")
+    assert [m.value for m in app.metric][:2] == ["24", "9"]
+    shown = table(app, "rank correlation").set_index("metric")
+    low, high = (results.at(rung).metrics.values["latency_s"][results.at(1).evaluated] for rung in (0, 1))
+    assert shown.loc["latency_s", "median ratio"] == pytest.approx(np.median(high / low))
+    bottom, top = (end[results.at(1).evaluated] for end in results.at(0).metrics.intervals["latency_s"])
+    assert shown.loc["latency_s", "inside the interval"] == ((high >= bottom) & (high <= top)).mean()
+    pairs = table(app, "higher")
+    assert pairs["higher"].tolist() == high.tolist()
+    run(study("flat", seed=1), 8, database)
+    assert said(start("fidelity", study="flat"), "one fidelity")
+
+
+def test_the_language_model_page(database):
+    def hostile(request):
+        answer = json.loads(SCRIPTS["random"](request))
+        for proposal in answer["proposals"]:
+            proposal["reason"] = HOSTILE
+        return json.dumps(answer)
+
+    arm = LlmArm("wait_s=30,repair=off", Scripted(hostile, model=HOSTILE))
+    run(study("asked", proposers=[Auto(), arm], space=Space(**MANY)), 64, database)
+    app = start("calls", study="asked")
+    store = open_store(database, read_only=True)
+    log = store.call_log(store.study("asked").id)
+    calls, edits = log.calls(), log.edits()
+    store.close()
+    assert app.metric[0].value == str(len(calls))
+    assert app.metric[3].value == f"{sum(e.verdict == 'accepted' for e in edits)} of {len(edits)}"
+    assert table(app, "outcome")["call"].tolist() == [c.number for c in reversed(calls)]
+    first = start("calls", study="asked", call="0")
+    assert first.text[-1].value == calls[0].answer
+    assert {t.value for t in first.text} >= {text for _, text in calls[0].messages}
+    assert table(first, "reason")["reason"].tolist() == [HOSTILE] * sum(e.call == 0 for e in edits)
+    assert said(start("calls", study="asked", call="99999"), "names no call")
+    for kind in ("markdown", "caption", "info", "warning", "success", "error", "header", "subheader", "title"):
+        assert not any(HOSTILE in element.value for element in getattr(first, kind))
 
 
 def test_controls_reach_a_running_study(database):

@@ -6,14 +6,16 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 
-from dse import Choice, Scenario, Space, Study
+from dse import Choice, Rung, Scenario, Space, Study
 from dse.cli.main import run
 from dse.errors import UserError
 from dse.testing.samples import small_model
 
 pytest.importorskip("plotly")
+from dashboard import plots
 from dashboard.plots import Plotter
 
 HOSTILE = "<script>alert(1)</script>"
@@ -53,6 +55,24 @@ def test_each_kind_is_one_file_that_asks_nobody(database, tmp_path, arguments):
     assert "Plotly.newPlot" in text
     body = re.sub(r"<script[^>]*>.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"(src|href)=", body)
+
+
+def test_a_front_is_of_the_highest_fidelity_that_designs_have(tmp_path):
+    results = Study(
+        "two",
+        model=small_model(),
+        scenario=Scenario(images=1, image_px=(140, 84), prompt_tokens=7, output_tokens=5),
+        hardware="npu-template",
+        space=Space(weight_bits=Choice(3, 4, 8, per="component"), pe_rows=Choice(4, 8, 16, 32)),
+        objectives="min latency_s, min energy_j, min quality_loss",
+        ladder=Rung("simulated", designs=9),
+    ).run(24, db=tmp_path / "a.db", report=lambda _: None, executor="local")
+    drawn = next(trace for trace in plots._front(results, {}).data if trace.name.startswith("front"))
+    front = results.front()
+    assert front.results.rung == 1
+    assert drawn.customdata.tolist() == front.numbers.tolist()
+    expected = front.results.metrics.values["latency_s"][front.numbers]
+    assert drawn.x.tolist() == expected.astype(np.float32).tolist()
 
 
 def test_a_name_is_only_text(database, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
+import sqlite3
 import warnings
 from wsgiref.util import setup_testing_defaults
 
@@ -217,6 +219,60 @@ def test_designs_come_back_from_optuna(stored, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["designs"] == 0
     with pytest.raises(UserError, match="has no study 'nobody'"):
         read_designs(url, "nobody", make().bound_space)
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_a_database_that_is_not_optunas_is_left_untouched(results, stored, tmp_path, direction):
+    """Optuna itself puts its tables into whatever it is given."""
+    ours, other, text = tmp_path / "ours.db", tmp_path / "other.db", tmp_path / "letter.txt"
+    shutil.copy(stored, ours)
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE letters (a)")
+    connection.close()
+    text.write_text("a letter, not a database at all " * 4)
+    for path, law in (
+        (ours, "a database of mfm-dse"),
+        (other, r"of another program, .* \(tables letters\)"),
+        (text, "cannot open"),
+    ):
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=law):
+            read_designs(f"sqlite:///{path}", None, make().bound_space) if direction == "import" else export_study(
+                results, f"sqlite:///{path}"
+            )
+        assert path.read_bytes() == before
+
+
+def test_an_optuna_storage_that_is_not_there_or_has_not_one_study_is_told(tmp_path):
+    space, nowhere, url = make().bound_space, tmp_path / "none.db", f"sqlite:///{tmp_path}/o.db"
+    with pytest.raises(UserError, match="there is no Optuna storage at"):
+        read_designs(f"sqlite:///{nowhere}", None, space)
+    assert not nowhere.exists()
+    optuna.storages.RDBStorage(url).engine.dispose()
+    with pytest.raises(UserError, match="has no study"):
+        read_designs(url, None, space)
+    for name in ("one", "two"):
+        optuna.create_study(storage=url, study_name=name)
+    with pytest.raises(UserError, match="has 2 studies\n  --from one of: one, two"):
+        read_designs(url, None, space)
+
+
+def test_a_study_of_anothers_own_gives_what_it_has_in_common(tmp_path):
+    """Parameters go over by name; what is unknown here is told, what is no level is told and left."""
+    url = f"sqlite:///{tmp_path}/o.db"
+    theirs = optuna.create_study(storage=url, study_name="theirs")
+    values = {"pe_rows": 16, "dataflow": "os", "learning_rate": 0.1}
+    ranges = {
+        "pe_rows": optuna.distributions.IntDistribution(1, 64),
+        "dataflow": optuna.distributions.CategoricalDistribution(["os", "rs"]),
+        "learning_rate": optuna.distributions.FloatDistribution(0.0, 1.0),
+    }
+    for row in (values, values | {"dataflow": "rs"}):
+        theirs.add_trial(optuna.trial.create_trial(params=row, distributions=ranges, value=1.0))
+    designs, notes = read_designs(url, None, make().bound_space)
+    assert designs == [{"pe_rows": 16, "dataflow": "os"}, {"pe_rows": 16}]
+    assert notes[0] == "learning_rate is no parameter here, left out"
+    assert "left at the reference" in notes[1]
 
 
 # ------------------------------------------------------------------ tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dse import Choice, Scenario, Space, Study
+from dse import Choice, Rung, Scenario, Space, Study
 from dse.errors import NameUnknown
 from dse.results import Results
 from dse.store import open_store, tables
@@ -39,6 +39,14 @@ def assert_equal(one, other):
     np.testing.assert_array_equal(one.violation, other.violation)
     np.testing.assert_array_equal(one.objectives, other.objectives)
     assert [one.reason(i) for i in range(len(one))] == [other.reason(i) for i in range(len(other))]
+    assert one.fidelities == other.fidelities
+    for rung in range(1, len(other.fidelities)):
+        above, expected = one.at(rung), other.at(rung)
+        np.testing.assert_array_equal(above.evaluated, expected.evaluated)
+        np.testing.assert_array_equal(above.violation, expected.violation)
+        np.testing.assert_array_equal(above.objectives, expected.objectives)
+    rounds = [[(p.rung, p.designs.tolist(), p.is_done) for p in r.stored.promotions] for r in (one, other)]
+    assert rounds[0] == rounds[1]
     for name, ends in other.metrics.intervals.items():
         np.testing.assert_array_equal(one.metrics.intervals[name], ends)
 
@@ -61,6 +69,28 @@ def test_reading_on_equals_reading_all(tmp_path, lag):
     study.run(32, db=path, report=report, executor="local")
     assert seen[-1] > 60
     assert len(set(seen)) >= 5
+
+
+def test_reading_on_equals_reading_all_while_designs_go_up(tmp_path):
+    path, seen = tmp_path / "a.db", []
+    followed = None
+
+    def report(progress):
+        nonlocal followed
+        store = open_store(path, read_only=True)
+        followed = Results.load(store, "growing") if followed is None else followed.refreshed(store)
+        assert_equal(followed, Results.load(store, "growing"))
+        if progress.stage:
+            seen.append(int(followed.at(1).evaluated.sum()))
+        store.close()
+
+    # More designs in the second run: of the first ones some go up when they have long been settled.
+    for trials in (24, 16):
+        make(ladder=Rung("simulated", designs=0.5), lag=2).run(trials, db=path, report=report, executor="local")
+    assert seen == sorted(seen)
+    assert seen[-1] == 20
+    assert len(set(seen)) >= 3
+    assert followed.at(1).refreshed(open_store(path, read_only=True)).rung == 1
 
 
 def test_what_has_not_changed_is_the_same_object(tmp_path):

@@ -12,8 +12,9 @@ from dse.stopping import Plateau
 from dse.testing.samples import small_model
 
 PROPOSERS = [
-    "auto", "auto:arms=evolve+random+optuna:nsga2", "evolve", "tpe", "gp", "local", "enumerate", "random", "sobol",
-    "allocate", "optuna:tpe", "optuna:nsga2:population_size=10", "optuna:nsga3:population_size=10", "optuna:random",
+    "auto", "auto:arms=evolve+random+optuna:nsga2", "evolve", "tpe", "gp", "local", "bottleneck", "enumerate",
+    "random", "sobol", "allocate", "llm:provider=prose,wait_s=30",
+    "optuna:tpe", "optuna:nsga2:population_size=10", "optuna:nsga3:population_size=10", "optuna:random",
 ]  # fmt: skip
 
 

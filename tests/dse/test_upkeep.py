@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dse import Choice, Scenario, Space, Study
 from dse.cli.main import run
 from dse.errors import StoreRefused, UserError
 from dse.store import open_store, tables
+from dse.store.migrations import versions
 from dse.store.upkeep import check, upgrade
 from dse.testing.samples import small_model
 
@@ -46,6 +48,24 @@ CREATE TABLE evaluation (study_id INTEGER NOT NULL, number INTEGER NOT NULL, eva
 CREATE TABLE control (study_id {serial} NOT NULL, request VARCHAR(16) NOT NULL, requested_s FLOAT NOT NULL,
  PRIMARY KEY (study_id), FOREIGN KEY(study_id) REFERENCES study (id) ON DELETE CASCADE);
 INSERT INTO meta (key, value) VALUES ('application', 'mfm-dse'), ('schema_version', '1')
+"""
+
+# As schema 2 was, by what it changed.
+SECOND_SCHEMA = FIRST_SCHEMA
+for _before, _after in (
+    ("n_proposed INTEGER NOT NULL,", "n_proposed INTEGER NOT NULL, first INTEGER NOT NULL DEFAULT 0,"),
+    (" batch INTEGER NOT NULL, hash", " hash"),
+    (
+        "mark INTEGER, parents TEXT,",
+        "mark INTEGER, parents TEXT, attempts SMALLINT NOT NULL DEFAULT 0, last_error TEXT,",
+    ),
+    ("('schema_version', '1')", "('schema_version', '2')"),
+):
+    assert _before in SECOND_SCHEMA
+    SECOND_SCHEMA = SECOND_SCHEMA.replace(_before, _after)
+SECOND_SCHEMA += """;
+CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, PRIMARY KEY (version_num));
+INSERT INTO alembic_version (version_num) VALUES ('0002')
 """
 
 WORDS = {
@@ -86,24 +106,27 @@ def numbers(url, study="old"):
     )  # fmt: skip
 
 
-def first_schema(source, url):
-    """Write what is in ``source`` (today's schema) into a database of the first schema."""
+def first_schema(source, url, version=1):
+    """Write what is in ``source`` (today's schema) into a database of the first schema, or of the second."""
     parsed = make_url(url)
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     engine = create_engine(parsed)
     with engine.begin() as connection:
-        for statement in FIRST_SCHEMA.format(**WORDS[engine.dialect.name]).split(";"):
+        for statement in {1: FIRST_SCHEMA, 2: SECOND_SCHEMA}[version].format(**WORDS[engine.dialect.name]).split(";"):
             connection.exec_driver_sql(statement)
     old = sqlite3.connect(source)
     old.row_factory = sqlite3.Row
     with engine.begin() as connection:
         for table in ("study", "evaluator", "batch", "design", "evaluation"):
             for row in map(dict, old.execute(f"SELECT * FROM {table}")):  # noqa: S608
+                if table == "evaluator":
+                    del row["rung"]
                 if table == "batch":
-                    del row["first"]
                     row["is_done"] = bool(row["is_done"])
-                if table == "design":
+                if table == "batch" and version == 1:
+                    del row["first"]
+                if table == "design" and version == 1:
                     sql = "SELECT number FROM batch WHERE n_designs > 0 AND first <= ? ORDER BY number DESC"
                     row["batch"] = old.execute(sql, (row["number"],)).fetchone()[0]
                     del row["attempts"], row["last_error"]
@@ -120,12 +143,34 @@ def today(tmp_path):
     return path
 
 
+def empty_url(request, tmp_path):
+    is_server = request.param == "postgresql"
+    return request.getfixturevalue("postgres_url") if is_server else f"sqlite:///{tmp_path}/old.db"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def old_url(request, tmp_path, today):
-    is_server = request.param == "postgresql"
-    url = request.getfixturevalue("postgres_url") if is_server else f"sqlite:///{tmp_path}/old.db"
+    url = empty_url(request, tmp_path)
     first_schema(today, url)
     return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def second_url(request, tmp_path, today):
+    url = empty_url(request, tmp_path)
+    first_schema(today, url, version=2)
+    return url
+
+
+def test_an_upgrade_from_the_second_schema_keeps_everything(second_url, today):
+    done = upgrade(second_url)
+    assert (done.before, done.after) == (2, tables.SCHEMA_VERSION)
+    assert numbers(second_url) == numbers(today)
+    store = open_store(second_url)
+    with store.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+    assert list(check(store)) == []
+    store.close()
 
 
 def test_an_upgrade_keeps_everything_and_the_study_goes_on_as_it_would_have(old_url, today):
@@ -214,6 +259,31 @@ def test_an_upgrade_creates_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
+def test_a_database_from_before_calls_gets_their_tables(request, tmp_path, server):
+    (file,) = Path(versions.__file__).parent.glob("*_calls.py")
+    last = int(file.name[1:5]) - 1
+    url = request.getfixturevalue("postgres_url") if server == "postgresql" else f"sqlite:///{tmp_path}/second.db"
+    make().run(db=url, report=quiet, executor="local")
+    before = numbers(url)
+    store = open_store(url)
+    with store.engine.begin() as connection:
+        for name in ("llm_edit", "llm_call", "llm_session"):
+            connection.exec_driver_sql(f"DROP TABLE {name}")
+        connection.execute(update(tables.meta).where(tables.meta.c.key == "schema_version").values(value=str(last)))
+        connection.execute(update(tables.alembic_version).values(version_num=f"{last:04d}"))
+    store.close()
+    with pytest.raises(StoreRefused, match=f"schema {last}"):
+        open_store(url)
+    assert upgrade(url).before == last
+    assert numbers(url) == before
+    store = open_store(url)
+    with store.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+    assert store.call_log(store.study("old").id).calls() == []
+    store.close()
+
+
 # ------------------------------------------------------------------ checks
 
 
@@ -239,9 +309,9 @@ def test_the_command_line_upgrades_checks_and_compacts(tmp_path, today, capsys):
     path = tmp_path / "old.db"
     first_schema(today, f"sqlite:///{path}")
     assert run(["db", "upgrade", "--db", str(path)]) == 0
-    assert "upgraded from schema 1 to 2" in capsys.readouterr().out
+    assert f"upgraded from schema 1 to {tables.SCHEMA_VERSION}" in capsys.readouterr().out
     assert run(["db", "upgrade", "--db", str(path)]) == 0
-    assert "up to date (schema 2)" in capsys.readouterr().out
+    assert f"up to date (schema {tables.SCHEMA_VERSION})" in capsys.readouterr().out
     assert run(["db", "check", "--db", str(path)]) == 0
     assert "all is well: 1 studies, 48 designs" in capsys.readouterr().out
     assert run(["db", "vacuum", "--db", str(path), "--json"]) == 0
@@ -253,6 +323,33 @@ def test_the_command_line_upgrades_checks_and_compacts(tmp_path, today, capsys):
     connection.close()
     assert run(["db", "check", "--db", str(path), "--json"]) == 1
     assert "design 13" in json.loads(capsys.readouterr().out)["findings"][0]
+
+
+def test_a_server_is_checked_and_compacted(postgres_url, capsys):
+    make().run(db=postgres_url, report=quiet, executor="local")
+    kept = numbers(postgres_url)
+    assert run(["db", "check", "--db", postgres_url]) == 0
+    assert "all is well: 1 studies, 48 designs" in capsys.readouterr().out
+    store = open_store(postgres_url)
+    ballast = text("UPDATE design SET last_error = (SELECT string_agg(md5((i * 49 + number)::text), '')"
+                   " FROM generate_series(1, 4000) AS i)")  # fmt: skip
+    with store.engine.begin() as connection:  # 48 times 128 kB that do not compress
+        connection.execute(ballast)
+    with store.engine.begin() as connection:
+        connection.execute(update(tables.design).values(last_error=None))
+    assert run(["db", "vacuum", "--db", postgres_url, "--json"]) == 0
+    sizes = json.loads(capsys.readouterr().out)
+    assert sizes["after_bytes"] < sizes["before_bytes"] - 48 * 100_000
+    assert numbers(postgres_url) == kept
+    with store.engine.begin() as connection:
+        connection.execute(delete(tables.evaluation).where(tables.evaluation.c.number == 20))
+        zeros = b"\0" * make().bound_space.n_parameters
+        connection.execute(update(tables.design).where(tables.design.c.number == 13).values(codes=zeros))
+    store.close()
+    assert run(["db", "check", "--db", postgres_url, "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert "batch 1 is marked as done, 1 of its designs lack an evaluation" in findings[0]
+    assert "design 13" in findings[1]
 
 
 # ------------------------------------------------------------------ states and attempts

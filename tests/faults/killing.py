@@ -22,6 +22,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from dse.execute.pool import MAX_BLAMES
+
 STUDY = """
 import time
 
@@ -160,7 +162,8 @@ def check_kept(before, after):
 def siege(folder, kills, executor, seed, report=lambda _: None):
     """Kill a study so often, let it end, and return how often whom, with both tables.
 
-    Of three kills with a pool, two meet what it is made of: the coordinator lives on and is struck again.
+    Of three kills with a pool, two meet what it is made of: the coordinator lives on and is struck again. No more than
+    two in one life of it: a design whose worker is killed three times is failed by rule, whoever killed it.
     """
     database = Path(folder) / f"killed-{executor}.db"
     rng, counts = random.Random(seed), Counter()
@@ -168,11 +171,13 @@ def siege(folder, kills, executor, seed, report=lambda _: None):
         victim = "coordinator" if executor == "local" or rng.random() < 1 / 3 else "worker"
         process, struck = kill_once(folder, database, executor, rng, victim)
         counts[victim] += struck
+        n_workers = int(victim == "worker" and struck)
         while victim == "worker" and process.poll() is None and counts.total() < kills:
             time.sleep(rng.uniform(0.05, 0.2))
-            victim = "coordinator" if rng.random() < 1 / 3 else "worker"
+            victim = "coordinator" if n_workers == MAX_BLAMES - 1 or rng.random() < 1 / 3 else "worker"
             _, struck = strike(process, database, rng, victim)
             counts[victim] += struck
+            n_workers += struck
         if process.poll() is None:
             process.kill()
             process.communicate()

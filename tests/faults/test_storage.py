@@ -17,6 +17,7 @@ from dse import Choice, Float, Scenario, Space, Study
 from dse.errors import DseError, StoreError, StoreRefused, UserError
 from dse.metrics import MetricBatch
 from dse.store import database as opening
+from dse.store import open_store
 from dse.testing.samples import small_model
 
 
@@ -86,11 +87,13 @@ def undisturbed(tmp_path):
 def test_a_full_database_stops_the_study_in_words_and_it_goes_on(tmp_path, undisturbed, monkeypatch):
     """SQLite itself is told that the file may not grow: it answers as on a full disk (SQLITE_FULL)."""
     path = tmp_path / "full.db"
+    open_store(tmp_path / "empty.db").close()
+    pages = (tmp_path / "empty.db").stat().st_size // 4096 + 8
     listening = opening._write_pragmas
 
     def narrow(connection, record):
         listening(connection, record)
-        connection.execute("PRAGMA max_page_count=24")
+        connection.execute(f"PRAGMA max_page_count={pages}")
 
     monkeypatch.setattr(opening, "_write_pragmas", narrow)
     with pytest.raises(StoreError, match="disk is full; free some space on its disk; what was acknowledged is kept"):

@@ -10,15 +10,18 @@ from typing import Protocol
 import numpy as np
 
 from dse import catalogue
+from dse.evidence import Explain
 from dse.hypervolume import hypervolume
 from dse.loop import Batch, Loop
 from dse.metrics import MetricBatch
 from dse.objectives import Goal
 from dse.pareto import first_front
+from dse.problem import Problem
 from dse.protocols import Chunk, History, Proposals, Proposer
 from dse.space import BoundSpace
 
 MARGIN_RATIO = 0.1
+Told = tuple[Explain | None, Problem | None]
 
 
 class Searchable(Protocol):
@@ -105,9 +108,33 @@ def play(target: Searchable, arm: str, seed: int, budget: int, ask_size: int, n_
     """Return what an arm finds with ``budget`` paid evaluations, ``n_start`` of which are the same for all arms."""
     start = target.space.sample(4 * n_start, np.random.default_rng([seed, 0x57A27]))
     start = start[np.sort(np.unique(start, axis=0, return_index=True)[1])][:n_start]
-    proposer = Started(catalogue.proposer(arm), start)
+    return play_from(target, catalogue.proposer(arm), seed, budget, ask_size, start)
+
+
+def play_from(
+    target: Searchable,
+    arm: Proposer,
+    seed: int,
+    budget: int,
+    ask_size: int,
+    start: np.ndarray,
+    evidence: Told = (None, None),
+) -> Run:
+    """Return what an arm finds with ``budget`` paid evaluations, the first of which are given.
+
+    Args:
+        target: what is searched.
+        arm: who proposes.
+        seed: of everything random.
+        budget: designs paid for, the start included.
+        ask_size: designs asked for at a time.
+        start: codes of the first designs.
+        evidence: who explains designs, and the problem, where there are any.
+    """
+    proposer, n_start = Started(arm, start), len(start)
     memory = InMemory(target)
     loop = Loop(target.space, target.goal, [proposer], memory, memory, seed=seed, ask_size=ask_size, lag=1)
+    loop.record.evidence.explain, loop.record.evidence.problem = evidence
     # The start in a run of its own, so that its last batch is not filled up beyond it.
     *_, progress = [*loop.run(n_start), *loop.run(budget)]
     n = loop.record.n

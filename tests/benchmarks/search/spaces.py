@@ -53,7 +53,7 @@ class CodeSpace(BoundSpace):
         paths = paths or labels
         none = (np.array([], dtype=np.intp),)
         self.parameters = tuple(
-            Parameter(label, path, (path.rpartition("/")[2],), tuple(values), none, "")
+            Parameter(label, path, (path.rpartition("/")[2],), tuple(values), none, label.partition("[")[2][:-1])
             for label, path, values in zip(labels, paths, levels, strict=True)
         )
         self._conditions = list(conditions)
