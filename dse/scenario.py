@@ -95,7 +95,7 @@ class Scenario:
     def arrivals(self) -> tuple[Arrival, ...]:
         """The trace, read; empty where there is none."""
         assert isinstance(self.trace, tuple), "read when made"
-        return self.trace  # type: ignore[return-value]
+        return self.trace
 
     def to_json(self) -> dict[str, Any]:
         """Return the scenario as JSON types; of how requests arrive only what is not the default."""
