@@ -1,6 +1,6 @@
 """The serving simulator: CPU time for 10,000 requests on models of 7B parameters, compiled code ready.
 
-    python -m tests.benchmarks.serving
+python -m tests.benchmarks.serving
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """The serving cost model: what it agrees with at its ends, what it refuses, what it reports."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -183,3 +186,12 @@ def test_room_of_real_vllm_runs():
     assert _tokens(read_hardware("rtx-4090").memory_bytes, 256, 0.9) == pytest.approx(41_408, rel=0.03)
     device = read_hardware("rtx-pro-6000-blackwell-server")
     assert _tokens(device.memory_bytes, 128, 0.92) == pytest.approx(574_608, rel=0.03)
+
+
+@pytest.mark.slow
+def test_the_study_of_a_235b_model_climbs_to_the_simulation(tmp_path):
+    study = runpy.run_path(str(Path(__file__).parents[2] / "studies" / "vlm_235b_serving.py"))["study"]
+    study.run(trials=12, db=tmp_path / "s.db", executor="local")
+    front = study.front()
+    assert len(front) >= 1
+    assert "serving=simulated" in str(front)
