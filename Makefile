@@ -8,6 +8,8 @@
 # make bench-search  search methods on frozen spaces
 # make bench-agents  agents and samplers in the first designs
 # make bench-junk  what a language model without a clue costs
+# make reference  what of docs/ follows from the code: commands, knobs, metrics, shown output
+# make docs       docs/ as pages, in build/docs
 # make dashboard  the web dashboard over the stored studies
 #
 # Each target sets up .venv first: pinned dependencies, verified by hash, no index address in the lock.
@@ -16,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup.py
 
-.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search bench-agents bench-junk dashboard lock clean
+.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search bench-agents bench-junk dashboard reference docs lock clean
 
 study: .venv/runtime
 	@$(BIN)/dse run studies/medical_vqa_edge.py
@@ -62,14 +64,26 @@ bench-agents: .venv/dev
 bench-junk: .venv/dev
 	$(BIN)/python -m tests.benchmarks.search.junk
 
+reference: .venv/dev
+	$(BIN)/python scripts/reference.py
+
+docs: .venv-docs/ready
+	.venv-docs/bin/mkdocs build --strict
+
 lock: .venv/dev
 	$(BIN)/python scripts/lock.py
 
 clean:
-	rm -rf .venv .tools build dist *.egg-info
+	rm -rf .venv .venv-docs .tools build dist *.egg-info
 
 .venv/runtime: requirements/runtime.lock pyproject.toml scripts/setup.py
 	@$(SETUP) runtime
 
 .venv/dev: requirements/dev.lock pyproject.toml scripts/setup.py
 	@$(SETUP) dev
+
+# The generator of pages needs nothing of ours, and stays out of the other environments.
+.venv-docs/ready: requirements/docs.lock
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.lock
+	@touch $@

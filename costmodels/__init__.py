@@ -54,6 +54,7 @@ EXPORTERS: Final = {
     "scalesim": "costmodels.outside.exports:ScaleSimFiles",
     "zigzag": "costmodels.outside.exports:ZigZagFiles",
     "accelforge": "costmodels.outside.exports:AccelForgeFiles",
+    "cascade-router": "costmodels.routerfile:CascadeRouter",
 }
 
 # Compiled modules, each after those that it calls.

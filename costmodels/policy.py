@@ -87,6 +87,45 @@ class _Stage:
     answer: Answer
 
 
+@dataclass(frozen=True)
+class StageFigures:
+    """What one stage of a cascade does for n designs, means over the queries that it is asked, arrays (n,).
+
+    Attributes:
+        role: who it is.
+        asked_ratio, answered_ratio, right_ratio: share of all queries that it is asked, answers, answers rightly.
+        answer_s, answer_j: of one answer by it, self-tests not included; joules NaN where the hardware has none.
+        self_tests_s, self_tests_j: of all self-tests of one answer.
+        n_draft_tokens: its look-ahead.
+    """
+
+    role: str
+    asked_ratio: np.ndarray
+    answered_ratio: np.ndarray
+    right_ratio: np.ndarray
+    answer_s: np.ndarray
+    answer_j: np.ndarray
+    self_tests_s: np.ndarray
+    self_tests_j: np.ndarray
+    n_draft_tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Cascaded:
+    """A cascade of n designs, routed: its stages, and where queries go.
+
+    ``tests`` are of the stages before the last, (n, k - 1), ``lengths`` the output tokens of answers, (1, q or 1, k),
+    ``routes`` for the low end, the value and the high end of what compression leaves of each stage.
+    """
+
+    quality: Mapping[str, MetricBatch]
+    stages: Sequence[_Stage]
+    tests: np.ndarray
+    limits: Sequence[Limit]
+    lengths: np.ndarray
+    routes: Sequence[Routes]
+
+
 class PolicyEvaluator:
     """The policy model for one problem.
 
@@ -148,21 +187,50 @@ class PolicyEvaluator:
 
     # ------------------------------------------------------------------ one cascade
 
-    def _evaluate(self, batch: DesignBatch, roles: list[str]) -> tuple[MetricBatch, dict[Any, np.ndarray]]:
+    def stage_figures(self, batch: DesignBatch) -> list[StageFigures]:
+        """Return what each stage does, in the order in which they are asked.
+
+        Raises:
+            ValueError: designs of different cascades, which have different stages.
+        """
+        ((_, roles),) = self._partition(batch)
+        found, figures, n = self._cascaded(batch, roles), [], len(batch)
+        routes = found.routes[1]
+        for k, (role, stage) in enumerate(zip(roles, found.stages, strict=True)):
+            asked = routes.reach[:, :, k]
+            further = (asked * np.maximum(found.lengths[:, :, k] - 1, 0.0)).sum(1) / np.maximum(asked.sum(1), 1e-300)
+            tokens = found.tests[:, k] * self.policy.test_tokens if k < len(roles) - 1 else np.zeros(n)
+            joules = np.nan if "energy_j" not in self.metrics else 1.0
+            reach, stop, right = (part[:, :, k].mean(axis=1) for part in (routes.reach, routes.stop, routes.right))
+            figures.append(
+                StageFigures(
+                    role, reach, stop, right, stage.first_s[1] + further * stage.token_s[1],
+                    (stage.first_j[1] + further * stage.token_j[1]) * joules, tokens * stage.token_s[1],
+                    tokens * stage.token_j[1] * joules, stage.answer.n_guesses,
+                )
+            )  # fmt: skip
+        return figures
+
+    def _cascaded(self, batch: DesignBatch, roles: list[str]) -> _Cascaded:
         n, requests = len(batch), np.broadcast_to(batch["batch"], len(batch)).astype(np.float64)
         quality = {role: one.evaluate(batch) for role, one in self._quality.items()}
         losses: dict[str, Loss] = {
             role: (q.values["quality_loss"], q.intervals["quality_loss"][1]) for role, q in quality.items()
         }
         stages = [self._stage(role, batch, losses, requests) for role in roles]
-        limits: list[Limit | ToldLimit] = [limit for s in stages for limit in s.answer.limits]
-        hardware, held = self._hardware(batch, roles, stages)
         tests, threshold, missing = self._routing(batch, roles)
-        limits += [*missing, *(limit for one in hardware for limit in one.limits)]
         table = None if self._table is None else self._table.of(roles)
         kept = [np.stack([self._kept(quality[r], end) for r in roles], axis=1) for end in range(3)]
         routes = [alone(n, k[:, 0]) if table is None else route(table, threshold, tests, k) for k in kept]
-        lengths = self._lengths(table, len(roles))
+        return _Cascaded(quality, stages, tests, missing, self._lengths(table, len(roles)), routes)
+
+    def _evaluate(self, batch: DesignBatch, roles: list[str]) -> tuple[MetricBatch, dict[Any, np.ndarray]]:
+        n, requests = len(batch), np.broadcast_to(batch["batch"], len(batch)).astype(np.float64)
+        found = self._cascaded(batch, roles)
+        quality, stages, tests, lengths, routes = found.quality, found.stages, found.tests, found.lengths, found.routes
+        limits: list[Limit | ToldLimit] = [limit for s in stages for limit in s.answer.limits]
+        hardware, held = self._hardware(batch, roles, stages)
+        limits += [*found.limits, *(limit for one in hardware for limit in one.limits)]
         times = [self._times(stages, lengths, tests, routes, end) for end in range(3)]
         values = times[1][1] | self._answers(routes[1], quality[TARGET].values["quality_loss"], roles)
         ends = [
@@ -195,8 +263,8 @@ class PolicyEvaluator:
         bands = {m: (np.minimum(a, values[m]), np.maximum(b, values[m])) for m, (a, b) in bands.items()}
         broken = [limit for limit in limits if (limit.excess_ratio > 0).any()]
         basis = dict.fromkeys(values, "analytical") | dict.fromkeys(ends[0], "prior")
-        found = MetricBatch(values, n, bands, basis, broken).masked()
-        return found, self._parts(roles, stages, lengths, tests, routes[1])
+        result = MetricBatch(values, n, bands, basis, broken).masked()
+        return result, self._parts(roles, stages, lengths, tests, routes[1])
 
     def _stage(self, role: str, batch: DesignBatch, losses: Mapping[str, Loss], requests: np.ndarray) -> _Stage:
         answer = self._decoding[role].answer(batch, losses)

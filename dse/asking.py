@@ -4,6 +4,9 @@ An ask that raises, ends the process, answers with codes of another shape or of 
 its limit is answered by random designs instead, and counted with its first reason. What was proposed is stored before
 it is evaluated, so a resumed study does not ask again.
 
+Matrices of proposers are small: on one thread they take less time than threads take to meet, and sums do not depend on
+the number of cores. So an ask runs with one thread of the linear algebra library.
+
 The limit needs SIGALRM and the main thread, and ends Python code and system calls; a loop in a C library goes on.
 """
 
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from dse.protocols import History, Proposals, Proposer
 from dse.space import BoundSpace
@@ -49,7 +53,7 @@ def ask(
         mishaps: counts failures.
     """
     try:
-        with _limited(limit_s):
+        with _limited(limit_s), threadpool_limits(1, user_api="blas"):
             return _checked(proposer.propose(history, k, rng), history.space, k)
     except MemoryError:
         raise

@@ -90,6 +90,17 @@ class Knob:
         """Unit of a value as people write it, "" for plain numbers and words."""
         return units.unit_of(self.name) if self.kind is not str else ""
 
+    @property
+    def legal(self) -> str:
+        """Its legal values as people write them."""
+        if self.allowed:
+            return ", ".join(map(str, self.allowed))
+        if self.kind is bool:
+            return "false, true"
+        if self.kind is str:
+            return "a catalogue name" if self.structural else "a word, see its meaning"
+        return f"{self.low:,.0f} to {self.high:,.0f}" if self.kind is int else f"{self.low:g} to {self.high:g}"
+
     def read(self, value: Value, where: str) -> Value:
         """Return ``value`` as this knob stores it.
 

@@ -98,11 +98,13 @@ study = Study(
     ),
     # dse evaluate shows which metrics there are.
     objectives={_quoted(answers.objectives)},
-{constraints})
+{constraints}    # Designs to evaluate, by dse run and by python alike; dse run --trials N is another number for once.
+    trials={answers.trials},
+)
 
 if __name__ == "__main__":
     # Stored as it runs: the same command goes on where it stopped.
-    study.run(trials={answers.trials})
+    study.run()
     print(study.front())
     # Then: dse show NAME NUMBER, dse export NAME NUMBER --to FORMAT (dse formats lists what there is).
 '''

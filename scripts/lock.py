@@ -2,6 +2,7 @@
 
 requirements/runtime.lock  what a user of the README's commands needs: core, ray, dashboard, llm
 requirements/dev.lock      the same, postgres, and the tools that make check runs
+requirements/docs.lock     the generator of pages, alone
 requirements/uv.lock       uv itself, which installs the others
 """
 
@@ -17,13 +18,14 @@ BUILD = ["setuptools>=77"]  # the project itself is built without isolation, so 
 
 
 def main() -> None:
-    """Write both locks."""
+    """Write all locks."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     runtime = [*project["project"]["dependencies"], *extras["ray"], *extras["dashboard"], *extras["llm"], *BUILD]
     write("uv", ["uv==0.13.9"])
     write("runtime", runtime)
     write("dev", [*runtime, *extras["postgres"], *project["dependency-groups"]["dev"]])
+    write("docs", project["dependency-groups"]["docs"])
 
 
 def write(name: str, requirements: list[str]) -> None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import click
 import pytest
+import yaml
 
 import dse
 from dse import Study, catalogue
-from dse.canonical import content_hash
 from dse.cli.main import _COMMANDS, run
-from dse.metrics import MetricBatch
-from dse.testing.conformance import check_cost_model, check_exporter
-from dse.testing.samples import small_problem, small_space
+from dse.cli.main import dse as dse_command
+from dse.knobs import KNOBS
+from dse.metrics import METRICS
+from dse.objectives import Goal
+from dse.testing.samples import small_problem
 from dse.whatif import evaluate_design
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def blocks(name, language="python"):
@@ -35,20 +42,50 @@ def test_the_study_in_the_readme_runs(tmp_path):
     assert len(results) == 64
 
 
-def test_the_cost_model_in_the_docs_passes_the_kit():
-    (code,) = blocks("docs/extending.md")
-    found = {"content_hash": content_hash, "MetricBatch": MetricBatch}
-    exec(compile(code, "docs/extending.md", "exec"), found)
-    check_cost_model(found["Rent"](), small_space(small_problem()))
+OWN = sorted(p.name for p in (ROOT / "docs" / "own").glob("*.md"))
 
 
-def test_the_exporter_in_the_docs_passes_the_kit():
-    (code,) = blocks("docs/exports.md")
+@pytest.mark.parametrize("page", OWN)
+def test_pages_on_bringing_your_own_run_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+    """Blocks with a title are files, Python runs in one namespace, lines of a console are commands that succeed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("DSE_DB", str(tmp_path / "own.db"))
+    before, ran = set(sys.modules), 0
+    text = (ROOT / "docs" / "own" / page).read_text(encoding="utf-8")
+    found = {"__name__": "__main__"}
+    for language, title, body in re.findall(r'```(\w*)(?: title="([^"]+)")?\n(.*?)```', text, re.DOTALL):
+        if title:
+            (tmp_path / title).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / title).write_text(body, encoding="utf-8")
+        elif language == "python":
+            exec(compile(body, page, "exec"), found)
+            ran += 1
+        elif language == "console":
+            for line in body.splitlines():
+                assert run(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
+        else:
+            raise AssertionError(f"{page} has a block that nothing runs: {body[:60]}")
+    for name in {m for m in sys.modules if m not in before and (tmp_path / f"{m}.py").exists()}:
+        del sys.modules[name]
+    assert ran
+
+
+def test_there_is_a_page_for_each_thing_of_your_own():
+    pages = {"model", "device", "quality-data", "cost-model", "proposer", "exporter"}
+    assert {p.removesuffix(".md") for p in OWN} == pages
+    index = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert all(f"(own/{page}.md)" in index for page in pages)
+
+
+def test_the_goal_and_the_ladder_in_the_docs_are_taken():
+    goal, ladder = blocks("docs/studies.md")
     found = {}
-    exec(compile(code, "docs/exports.md", "exec"), found)
-    chosen, _ = evaluate_design(small_problem(), {"weight_bits": 4})
-    check_exporter(found["Widths"](), chosen)
-    assert b'"lm_head": 4' in found["Widths"]().export(chosen).files["widths.json"]
+    exec(goal, found)
+    parsed = Goal.parse(found["objectives"], found["constraints"], list(METRICS))
+    assert (len(parsed.objectives), len(parsed.constraints)) == (2, 3)
+    exec(ladder, found)
+    assert isinstance(found["ladder"], dse.Rung)
 
 
 def test_every_exporter_is_documented():
@@ -83,6 +120,74 @@ def test_from_the_readme_to_a_served_model(tmp_path, monkeypatch, capsys):
     assert (config["mfm_dse"]["study"], config["mfm_dse"]["number"]) == ("documents", number)
 
 
+def test_the_navigation_has_every_page():
+    """``mkdocs build --strict`` says so too, where it is installed; this one always runs."""
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+    def pages(node):
+        return [node] if isinstance(node, str) else [p for n in node for v in n.values() for p in pages(v)]
+
+    there = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").glob("**/*.md")}
+    listed = pages(config["nav"])
+    assert len(listed) == len(set(listed))
+    assert set(listed) == there
+
+
+def reference():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_pages_that_follow_from_the_code_are_fresh():
+    """Commands, knobs and metrics, and the output that the first page shows.
+
+    Of a search only the head is compared: which designs it finds rests on the last bits of sums, and so on the machine.
+    """
+    for name, text in reference().pages().items():
+        shown = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert found_aside(text) == found_aside(shown), f"docs/{name}: make reference"
+
+
+def found_aside(text):
+    """A page without the numbers and rows that a search came to."""
+
+    def head(block):
+        lines = block[0].splitlines()[:3]
+        return "\n".join([*(re.sub(r"\d+", "N", " ".join(line.split())) for line in lines), "```"])
+
+    return re.sub(r"```console\n\$ dse run [^`]*```", head, text)
+
+
+def test_the_reference_has_everything():
+    pages = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("cli.md", "knobs.md")}
+    assert all(f"\n## dse {command}\n" in pages["cli.md"] for command in _COMMANDS)
+    assert all(f"| `{name}`" in pages["knobs.md"] for name in [*KNOBS, *METRICS])
+    assert set(reference().FORMULAS) == set(METRICS)
+
+
+@pytest.mark.parametrize(("hardware", "values"), [
+    ("h100-sxm-80gb", {"batch": 4, "weight_bits": 4}),
+    ("h100-sxm-80gb", {"batch": 5, "n_devices": 4, "tensor_parallel": 2}),
+    ("npu-template", {"batch": 3, "weight_bits": 4, "kv_bits": 8}),
+])  # fmt: skip
+def test_metrics_obey_the_formulas_of_the_page(hardware, values):
+    chosen, _ = evaluate_design(small_problem(hardware=hardware, output_tokens=9), values)
+    m = SimpleNamespace(**{name: float(column[0]) for name, column in chosen.metrics.values.items()})
+    batch = values["batch"]
+    assert m.latency_s == pytest.approx(m.ttft_s + m.decode_s)
+    assert m.ttft_s == pytest.approx(m.encode_s + m.prefill_s)
+    assert m.tpot_s == pytest.approx(m.decode_s / 8)
+    assert m.throughput_tokens_per_s == pytest.approx(batch * 9 / m.latency_s)
+    assert m.power_w == pytest.approx(m.energy_j * batch / m.latency_s)
+    assert m.memory_bytes == pytest.approx(m.weight_bytes + m.kv_bytes + m.activation_bytes)
+    assert m.accuracy_ratio == pytest.approx(1 - 0.229 * m.quality_loss)
+    if hardware != "npu-template":
+        price = chosen.problem.hardware.price_usd_per_hour[0]
+        assert m.cost_usd == pytest.approx(price / 3600 * values.get("n_devices", 1) * m.latency_s / batch)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
@@ -97,6 +202,34 @@ def test_files_and_commands_that_are_named_exist(document):
             assert (ROOT / name).exists(), f"{document.name} names {name}"
     for command in re.findall(r"(?:^|`|· )dse ([a-z]+)\b", text, re.MULTILINE):
         assert command in _COMMANDS, f"{document.name} names dse {command}"
+
+
+def documented_commands():
+    """Lines of blocks that begin with dse, up to two spaces (what follows explains) or a pipe."""
+    for document in (d for d in DOCUMENTS if d.name != "cli.md"):  # which is written from them
+        text = document.read_text(encoding="utf-8")
+        found = re.findall(r"^ *\$? ?(dse [a-z].*)$", "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)), re.M)
+        yield from ((document.name, re.split(r"\s{2,}|\s[|#·]", line)[0]) for line in found)
+
+
+def test_options_of_documented_commands_exist():
+    """Every option is one of that command, also where a line is a template that cannot be run."""
+    n = 0
+    for document, line in documented_commands():
+        words = line.replace("[", " ").replace("]", " ").split()
+        command, context = dse_command, click.Context(dse_command)
+        for word in words[1:]:
+            if not isinstance(command, click.Group) or word.startswith("-"):
+                break
+            found = command.get_command(context, word.partition("|")[0])
+            assert found is not None, f"{document}: {line}"
+            command = found
+        known = {name for option in command.params for name in option.opts}
+        for word in words:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in known, f"{document}: {word} of {line}"
+                n += 1
+    assert n > 50
 
 
 def test_every_proposer_and_cost_model_is_documented():

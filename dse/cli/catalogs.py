@@ -240,7 +240,7 @@ def knobs(as_json: bool) -> None:
     records = [
         {
             "name": k.name, "unit": k.unit, "one_per": k.scope.value, "help": k.help,
-            "legal": _legal(k), "alias": ", ".join(k.aliases),
+            "legal": k.legal, "alias": ", ".join(k.aliases),
         }
         for k in KNOBS.values()
     ]  # fmt: skip
@@ -251,12 +251,6 @@ def knobs(as_json: bool) -> None:
     click.echo(table(["knob", "unit", "one per", "legal values", "meaning"], rows, left=5))
     for alias, names in ALIASES.items():
         click.echo(f"{alias} sets {' and '.join(names)}")
-
-
-def _legal(knob: Any) -> str:
-    if knob.allowed:
-        return ", ".join(map(str, knob.allowed))
-    return "a catalogue name" if knob.kind is str else f"{knob.low:g} to {knob.high:g}"
 
 
 @click.command(epilog="Example: dse doctor")

@@ -20,7 +20,6 @@ from dse.entries import Entry
 from dse.errors import unknown
 from dse.export.plain import json_text, toml_text
 from dse.knobs import Scope
-from dse.problem import Problem
 from dse.protocols import Chosen, Exported
 from dse.schema import Field, Schema, value_of
 from dse.shown import metric_records
@@ -54,9 +53,9 @@ class DesignDocument:
 def design_document(chosen: Chosen) -> dict[str, Any]:
     """Return the document as JSON types."""
     fields = chosen.design.schema.fields
-    problem = _bound(chosen)
-    here = Schema(problem, chosen.design.schema.channel_groups)
-    batch = DesignBatch(here, {name: chosen.design[name] for name in fields})
+    batch = on_its_hardware(chosen)
+    here = batch.schema
+    problem = here.problem
     fidelities = {name: used.fidelity for used in chosen.cost_models for name in used.metrics}
     records = metric_records(chosen.metrics, 0)
     return {
@@ -86,14 +85,15 @@ def design_document(chosen: Chosen) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bound(chosen: Chosen) -> Problem:
-    """Return the problem on the hardware of the design."""
+def on_its_hardware(chosen: Chosen) -> DesignBatch:
+    """Return the design, a batch of one row, in the problem on the hardware that it chooses."""
     structural = {
         name: value_of(chosen.design[name], 0)
         for name, field in chosen.design.schema.fields.items()
         if field.knob.structural and field.is_scalar
     }
-    return chosen.problem.bind(structural)
+    here = Schema(chosen.problem.bind(structural), chosen.design.schema.channel_groups)
+    return DesignBatch(here, {name: chosen.design[name] for name in chosen.design.schema.fields})
 
 
 def _version() -> str:

@@ -15,6 +15,8 @@ from dse.designs import Design
 from dse.knobs import Scope
 from dse.protocols import Chosen
 
+# Knobs that say how and on what a model is served, and who is asked when: no business of a file about its weights.
+_SERVED = frozenset({Scope.PROBLEM, Scope.ANSWER, Scope.STAGE})
 _NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.*)")
 
 
@@ -101,9 +103,9 @@ def beyond(chosen: Chosen, covered: Iterable[str], role: str = "target") -> tupl
     missing: list[str] = []
     for label, value in Design(chosen.design).changes().items():
         name = label.partition("[")[0]
-        if name not in known and fields[name].knob.scope is not Scope.PROBLEM:
+        if name not in known and fields[name].knob.scope not in _SERVED:
             missing.append(f"no word for {label} = {value}: {fields[name].knob.help}")
-    served = [n for n, f in fields.items() if f.knob.scope is Scope.PROBLEM and n not in known]
+    served = [n for n, f in fields.items() if f.knob.scope in _SERVED and n not in known]
     notes = [f"not part of this format: {', '.join(served)} (dse export --to design has them)"] if served else []
     others = [r for r in chosen.problem.models if r != role]
     if others:

@@ -12,7 +12,8 @@ from dse.results import Results
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+# What spreadsheets begin a formula with, the full-width forms of these, and characters that some skip in front of them.
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "\0")
 
 
 def write_table(results: Results, path: Path, kind: str, *, front_only: bool = False, overwrite: bool = False) -> int:
@@ -51,11 +52,13 @@ def write_table(results: Results, path: Path, kind: str, *, front_only: bool = F
 
 
 def _defused(frame: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
     def safe(value: object) -> object:
         return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
     safe_frame = frame.rename(columns=safe)
     for name in safe_frame:
-        if safe_frame[name].dtype == object or str(safe_frame[name].dtype) == "str":
-            safe_frame[name] = safe_frame[name].map(safe)
+        if not pd.api.types.is_numeric_dtype(safe_frame[name]):
+            safe_frame[name] = safe_frame[name].astype(object).map(safe)
     return safe_frame

@@ -28,7 +28,7 @@ from dse.pareto import first_front
 from dse.problem import Problem
 from dse.space import BoundSpace
 from dse.testing.samples import small_model
-from tests.benchmarks import devices, engine, prompts, simulator
+from tests.benchmarks import devices, engine, prompts, quality, simulator
 from tests.oracles.test_zigzag import summary as zigzag
 
 REPEATS = 5
@@ -239,6 +239,8 @@ def main() -> None:
     print(f"\n{'analytical against ZigZag 3.9.1, tpu_like, 25 products':58}")
     for name, value in agreement.items():
         print(f"{name:58}{value:>16.4f}")
+    print("\nQuality\n")
+    quality.main()
     if arguments.json:
         document = {
             "yardstick_s": stick,

@@ -180,7 +180,7 @@ def _tokens(reported_bytes, requests, used_ratio):
 def test_room_of_real_vllm_runs():
     """LLMServingSim bench/examples/*/vllm/meta.json: tokens that vLLM reports.
 
-    RTX 4090 (vLLM 0.19, 0.9 used): 41,408, -2.6 % with its default of 256 requests at a time. RTX PRO 6000 (vLLM 0.28,
+    RTX 4090 (vLLM 0.19, 0.9 used, 256 requests at a time; outputs/sim.log): 41,408. RTX PRO 6000 (vLLM 0.28,
     0.92 used, 128 requests): 574,608, a device that no constant was read from.
     """
     assert _tokens(read_hardware("rtx-4090").memory_bytes, 256, 0.9) == pytest.approx(41_408, rel=0.03)

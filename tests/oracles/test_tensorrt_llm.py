@@ -5,14 +5,13 @@ per pair of lengths, FP8 or NVFP4 checkpoints, 95 % of free memory for the cache
 not say where). Mixtures of experts on several GPUs ran with data-parallel attention, which the simulation lacks; see
 docs/serving.md for what comes out there.
 
-Nothing is fitted but one factor per GPU, and that on the other models: a model is judged by a factor that has not seen it.
+Nothing is fitted but one factor per GPU, and that on the other models: each is judged by a factor that has not seen it.
 """
 
 import csv
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from dse.hardware import read_hardware
 from dse.model import read_model
@@ -60,24 +59,3 @@ def compared(table, found):
 
 def rank_correlation(a, b):
     return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
-
-
-def main() -> None:
-    table = rows()
-    found = np.array([predicted(row) for row in table])
-    measured, bare, held_out = compared(table, found)
-    for device in sorted({r["device"] for r in table}):
-        for model in DENSE:
-            some = np.array([r["device"] == device and r["model"] == model for r in table])
-            if some.any():
-                print(
-                    f"{device:18}{model:16} n={some.sum():3} bare {np.median(bare[some]):.2f} "
-                    f"[{bare[some].min():.2f} .. {bare[some].max():.2f}] held-out MAPE "
-                    f"{abs(held_out[some] - 1).mean():.3f} rho {rank_correlation(measured[some], found[some]):.3f}"
-                )
-    print(f"all {len(table)}: bare MAPE {abs(bare - 1).mean():.3f}, held-out MAPE {abs(held_out - 1).mean():.3f}, "
-          f"rank correlation {rank_correlation(measured, held_out * measured):.3f}")  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +52,6 @@ def test_law(space, name, law, data):
 
 def test_laws_can_fail():
     """A law that nothing can break tests nothing: each is given a model that breaks it."""
-    import numpy as np
 
     class Bent:
         """The analytical model with one column bent."""
@@ -96,4 +96,30 @@ def test_laws_can_fail():
     for law, bend in broken.items():
         with pytest.raises(AssertionError):
             LAWS[law](Bent(bend), space, codes)
-    assert set(broken) | {"fewer_bits_never_gain_quality"} == set(LAWS)
+    assert set(broken) | {"fewer_bits_never_gain_quality", "roofs_hold"} == set(LAWS)
+
+
+@pytest.mark.parametrize("bent", ["compute_s", "traffic_s", "seconds"])
+def test_roofs_can_fail(bent):
+    """Work that its unit, or the memory, cannot do in the time; operators that do not take the latency together."""
+    analytical = catalogue.cost_model("analytical")
+
+    class Roofs:
+        name = "bent"
+
+        def prepare(self, problem):
+            made = Roofs()
+            made.inner = analytical.prepare(problem)
+            made.metrics, made.fingerprint = made.inner.metrics, "x"
+            made.evaluate, made.breakdown = made.inner.evaluate, made.inner.breakdown
+            return made
+
+        def roofline(self, batch):
+            roof = self.inner.roofline(batch)
+            return replace(roof, **{bent: 1.001 * np.maximum(getattr(roof, bent), roof.seconds)})
+
+    space = SPACES["npu"]
+    codes = space.sample(10, np.random.default_rng(3))
+    LAWS["roofs_hold"](analytical, space, codes)
+    with pytest.raises(AssertionError, match=r"faster than the peak|Not equal"):
+        LAWS["roofs_hold"](Roofs(), space, codes)

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import csv
 import html.parser
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dse import catalogue
+from dse.acceptance import Acceptance
 from dse.cli.main import run
 from dse.errors import DseError, UserError
 from dse.export import write_files
+from dse.export.report import write_report
+from dse.export.tables import write_table
 from dse.export.vllm import Vllm
-from dse.model import Model
+from dse.hardware import read_hardware
+from dse.metrics import MetricBatch
+from dse.model import Model, read_model
+from dse.model.drafters import eagle_head, medusa_heads
+from dse.params import Choice
+from dse.policy import Policy
 from dse.problem import Problem
+from dse.protocols import Chosen, Proposals
 from dse.scenario import Scenario
-from dse.testing.samples import small_problem, small_space
+from dse.schema import Schema
+from dse.space import Space
+from dse.study import Study
+from dse.testing.samples import small_policy_problem, small_problem, small_space
 from dse.whatif import evaluate_design
 
 EXPORTERS = sorted(catalogue.listing("exporter"))
+ACCELERATORS = ("scalesim", "zigzag", "accelforge")
 
 
 # ------------------------------------------------------------------------------------------------------------ vLLM
@@ -93,12 +113,119 @@ def test_vllm_pixel_bounds_give_the_designs_image(plain_design, size, side):
     assert same or any(f"image_px={side}" in s for s in exported.not_expressible)
 
 
+@cache
+def serving_space(model):
+    target = read_model(model)
+    images = {"images": 1, "image_px": (640, 480)} if target.image_rule is not None else {}
+    problem = Problem(
+        {"target": target}, Scenario(**images), read_hardware("h100-sxm-80gb"), policy=Policy({"ngram": 0.4})
+    )
+    domains = {
+        "n_devices": Choice(1, 2, 3, 8), "tensor_parallel": Choice(1, 2, 4), "pipeline_parallel": Choice(1, 2),
+        "expert_parallel": Choice(1, 2, 4), "batch": Choice(1, 5, 64), "k_bits": Choice(4, 8, 16),
+        "v_bits": Choice(8, 16), "max_context": Choice(0, 4096), "prefill_chunk": Choice(0, 512),
+        "draft": Choice("none", "ngram"), "draft_tokens": Choice(0, 1, 4), "weight_bits": Choice(4, 16),
+        "token_stride": Choice(1, 2), "visual_token_keep": Choice(0.5, 1.0),
+    }  # fmt: skip
+    known = Schema(problem).fields
+    return Space({name: domain for name, domain in domains.items() if name in known}).bind(problem)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["llava-1.5-7b", "qwen2.5-vl-3b", "qwen2.5-coder-7b", "mixtral-8x7b"]), st.integers(0, 10_000))
+def test_vllm_says_the_design_or_lists_what_it_cannot(model, seed):
+    space = serving_space(model)
+    codes = space.sample(1, np.random.default_rng(seed))
+    batch = space.decode(codes)
+    chosen = Chosen("s", seed, space.schema.problem, batch, space.values(codes)[0], MetricBatch({}, 1))
+    exported = Vllm().export(chosen)
+    (_, found), said = options(exported), " ".join(exported.not_expressible)
+
+    def value(name):
+        return batch[name].ravel()[0]
+
+    replicas = int(found.get("data-parallel-size", 1))
+    tensor, pipeline = int(found["tensor-parallel-size"]), int(found["pipeline-parallel-size"])
+    assert (tensor, pipeline) == (value("tensor_parallel"), value("pipeline_parallel"))
+    assert (tensor * pipeline * replicas == value("n_devices")) != ("devices do not divide" in said)
+    assert replicas * (int(found["max-num-seqs"]) - 1) < value("batch") <= replicas * int(found["max-num-seqs"])
+    expert = tensor * replicas if "enable-expert-parallel" in found else 1
+    assert (expert == value("expert_parallel")) != ("expert_parallel=" in said)
+    widths = {int(value("k_bits")), int(value("v_bits"))}
+    assert (widths == {8 if found.get("kv-cache-dtype") == "fp8" else 16}) != ("one width for the whole cache" in said)
+    assert int(found.get("max-model-len", 0)) == value("max_context")
+    assert int(found.get("long-prefill-token-threshold", 0)) == value("prefill_chunk")
+    config = json.loads(found.get("speculative-config", "{}"))
+    assert config.get("method", "none") == value("draft")
+    if config:
+        assert (config.get("num_speculative_tokens", 0) == value("draft_tokens")) or "draft_tokens=0" in said
+        assert ("num_speculative_tokens" in config) != ("draft_tokens=0" in said)
+    for name in ("token_stride", "visual_token_keep"):
+        if name in batch:
+            assert (value(name) != 1) == (f"no word for {name}" in said)
+
+
 def test_vllm_needs_a_device(plain_design):
     with pytest.raises(UserError, match="nothing to serve on"):
         Vllm().export(plain_design("qwen2.5-coder-7b", {"weight_bits": 4}, hardware="npu-template"))
 
 
-def test_vllm_names_a_drafter():
+def served(role="target", **values):
+    problem = small_policy_problem("h100-sxm-80gb")
+    chosen, _ = evaluate_design(problem, {name.replace("__", "/"): v for name, v in values.items()}, ("policy",))
+    exported = Vllm(role).export(chosen)
+    return exported, options(exported), chosen
+
+
+def test_vllm_has_the_drafter_of_the_design():
+    assert "speculative-config" not in served(batch=1)[1][1]  # a model that could guess, and a design without it
+    _, (_, found), _ = served(draft="ngram", draft_tokens=4, prefill_chunk=7)
+    assert json.loads(found["speculative-config"]) == {"method": "ngram", "num_speculative_tokens": 4}
+    assert found["long-prefill-token-threshold"] == "7"
+    exported, (_, found), _ = served(draft="draft", draft_tokens=3)
+    wanted = {"method": "draft_model", "model": "small-draft", "num_speculative_tokens": 3}
+    assert json.loads(found["speculative-config"]) == wanted
+    assert not exported.not_expressible
+
+
+def test_vllm_takes_an_open_look_ahead_from_the_cost_model():
+    exported, (_, found), chosen = served(draft="draft", draft_tokens=0)
+    n = chosen.metrics.values["n_draft_tokens"][0]
+    assert n == json.loads(found.get("speculative-config", '{"num_speculative_tokens": 0}'))["num_speculative_tokens"]
+    # Of a stage before the last nobody tells it.
+    exported, (_, found), _ = served("stage1", draft="draft", draft_tokens=0, cascade="stage1+target")
+    assert "num_speculative_tokens" not in json.loads(found["speculative-config"])
+    assert any("draft_tokens=0" in s for s in exported.not_expressible)
+
+
+def test_vllm_serves_each_stage():
+    values = {"target__draft": "none", "stage1__draft": "ngram", "draft_tokens": 2, "cascade": "stage1+target"}
+    _, (head, found), _ = served("stage1", **values)
+    assert head == ["vllm", "serve", "small-stage"]
+    assert json.loads(found["speculative-config"]) == {"method": "ngram", "num_speculative_tokens": 2}
+    _, (head, found), _ = served("target", **values)
+    assert head == ["vllm", "serve", "small-text"]
+    assert "speculative-config" not in found
+    exported, *_ = served("stage1", cascade="target")
+    assert any("is not asked" in s for s in exported.notes)
+    with pytest.raises(UserError, match="nobody asks it"):
+        served("draft", cascade="target")
+
+
+@pytest.mark.parametrize(("head", "method"), [(eagle_head, "eagle"), (medusa_heads, "medusa")])
+def test_vllm_knows_heads_and_says_that_it_guesses_chains(head, method):
+    base = small_problem("text", "h100-sxm-80gb")
+    models = {"target": base.target, "draft": head(base.target)}
+    policy = Policy({"draft": Acceptance.of_mean(2.5, 4, nodes=25, width=4)})
+    problem = Problem(models, base.scenario, base.hardware, policy=policy)
+    chosen, _ = evaluate_design(problem, {"draft": "draft", "draft_tokens": 3}, ("policy",))
+    exported = Vllm().export(chosen)
+    config = json.loads(options(exported)[1]["speculative-config"])
+    assert (config["method"], config["num_speculative_tokens"]) == (method, 3)
+    assert any("a tree of 25" in s for s in exported.not_expressible)
+
+
+def test_vllm_leaves_out_models_that_no_design_uses():
     target = small_problem("text", "h100-sxm-80gb")
     problem = Problem({"target": target.target, "draft": target.target}, target.scenario, target.hardware)
     chosen, _ = evaluate_design(target, {"weight_bits": 4})
@@ -107,9 +234,7 @@ def test_vllm_names_a_drafter():
 
     design = DesignBatch(Schema(problem), {}, 1)
     exported = Vllm().export(type(chosen)("s", 0, problem, design, {}, chosen.metrics))
-    config = json.loads(options(exported)[1]["speculative-config"])
-    assert (config["method"], config["model"]) == ("draft_model", "small-text")
-    assert "num_speculative_tokens" in config or any("draft_tokens" in s for s in exported.not_expressible)
+    assert "speculative-config" not in options(exported)[1]
 
 
 # --------------------------------------------------------------------------------------------------- pruned widths
@@ -167,18 +292,21 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def evaluated():
-    return {
+    found = {
         hardware: evaluate_design(small_problem("text", hardware), {"weight_bits": 4})[0]
         for hardware in ("npu-template", "h100-sxm-80gb")
     }
+    values = {"cascade": "stage1+target", "draft": "draft", "draft_tokens": 2, "self_tests": 1}
+    return found | {"cascade": evaluate_design(small_policy_problem(), values, ("policy",))[0]}
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_stay_text(evaluated, exporter, name, tmp_path):
-    base = evaluated["npu-template" if exporter in ("scalesim", "zigzag", "accelforge") else "h100-sxm-80gb"]
-    model = Model.from_config(base.problem.target.config, name)
-    problem = Problem({"target": model}, base.problem.scenario, base.problem.hardware)
+    kinds = dict.fromkeys(ACCELERATORS, "npu-template") | {"cascade-router": "cascade"}
+    base = evaluated[kinds.get(exporter, "h100-sxm-80gb")]
+    models = {role: Model.from_config(model.config, name) for role, model in base.problem.models.items()}
+    problem = Problem(models, base.problem.scenario, base.problem.hardware, policy=base.problem.policy)
     chosen = type(base)(name, 3, problem, base.design, dict(base.values), base.metrics, {"proposer": name})
     exported = catalogue.exporter(exporter).export(chosen)
     harmless = catalogue.exporter(exporter).export(base).files
@@ -210,8 +338,6 @@ def without_comments(text, name, exporter):
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A small study on a device, stored; and its database."""
-    from dse.study import Study
-
     folder = tmp_path_factory.mktemp("store")
     problem = small_problem("text", "h100-sxm-80gb")
     study = Study(
@@ -244,6 +370,56 @@ def test_reports_show_the_front_and_run_nothing(stored, tmp_path):
             assert "&#x27;" in text
         else:
             assert "\\|" in text  # the name's bar does not end a cell
+
+
+class Named:
+    """A proposer with a name of somebody's choice."""
+
+    window = 1
+
+    def __init__(self, name):
+        self.name = name
+
+    def propose(self, history, k, rng):
+        return Proposals(history.space.sample(k, rng))
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name.strip() and len(name) < 1000])
+def test_hostile_names_in_whole_fronts(name, tmp_path):
+    """As the model's name, and as the proposer's: nothing is markup, a formula, or a broken table."""
+    problem = small_problem("text")
+    study = Study(
+        "hostile", model=Model.from_config(problem.target.config, name), scenario=problem.scenario,
+        hardware="npu-template", space=Space(weight_bits=Choice(4, 8, 16), pe_rows=Choice(16, 64)),
+        objectives="min latency_s, min quality_loss", proposers=Named(name),
+    )  # fmt: skip
+    results = study.run(4, db=str(tmp_path / "s.db"), executor="local", report=lambda _: None)
+    paths = {kind: tmp_path / f"front.{kind}" for kind in ("csv", "parquet", "markdown", "html")}
+    for kind in ("csv", "parquet"):
+        write_table(results, paths[kind], kind)
+    for kind in ("markdown", "html"):
+        write_report(results, paths[kind], kind)
+
+    assert set(pd.read_parquet(paths["parquet"])["proposer"]) == {name}  # as it is: nothing evaluates it
+    with paths["csv"].open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert {len(row) for row in rows} == {len(header)}
+    cells = [row[header.index("proposer")] for row in rows]
+    assert all(cell in (name, f"'{name}") for cell in cells)
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\0")) for cell in cells)
+
+    text = paths["html"].read_text(encoding="utf-8")
+    tags = []
+    parser = html.parser.HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.append((tag, dict(attrs)))
+    parser.feed(text)
+    assert not {"script", "img", "link", "iframe", "a"} & {tag for tag, _ in tags}
+    assert not [attrs for _, attrs in tags for key in attrs if key.startswith("on") or key in ("src", "href")]
+    lines = paths["markdown"].read_text(encoding="utf-8").splitlines()
+    for line in [*lines, *text.splitlines()]:
+        assert all(c.isprintable() for c in line), line
+    (model,) = [line for line in lines if line.startswith("- model")]
+    assert not re.search(r"(?<!\\)[<>`*_|]", model)
 
 
 def test_the_front_alone_as_csv(stored, tmp_path):
@@ -319,7 +495,23 @@ def test_new_writes_a_study_that_loads(model, hardware, tmp_path, monkeypatch):
     study = load_study(str(path), None)
     assert study.name == "My first \"study\" \\ 'x'"
     assert study.bound_space.n_parameters > 3
+    assert study.trials == 5
     assert run(["new", "My first \"study\" \\ 'x'", "--model", model, "--hardware", hardware]) == 2  # exists
+
+
+def test_the_number_of_designs_that_new_was_given_is_run(tmp_path, monkeypatch, capsys):
+    """By ``dse run`` as by ``python FILE``: the file says it once."""
+    monkeypatch.chdir(tmp_path)
+    db = ["--db", str(tmp_path / "s.db")]
+    assert run(["new", "few", "--model", "qwen2.5-0.5b", "--hardware", "l4", "--trials", "5"]) == 0
+    capsys.readouterr()
+    assert run(["run", "few.py", "--executor", "local", "--json", *db]) == 0
+    assert json.loads(capsys.readouterr().out)["designs"] == 5
+    command = [sys.executable, "few.py"]
+    environment = os.environ | {"DSE_DB": str(tmp_path / "other.db")}
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert run(["studies", "--json", "--db", str(tmp_path / "other.db")]) == 0
+    assert '"designs": 5' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -329,19 +521,17 @@ def test_completion_scripts(shell, capsys):
 
 
 def test_completion_completes():
-    import os
-
     environment = os.environ | {"_DSE_COMPLETE": "bash_complete", "COMP_WORDS": "dse exp", "COMP_CWORD": "1"}
     code = "import sys; sys.argv = ['dse']; from dse.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "export" in done.stdout
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("exporter", sorted(set(EXPORTERS) - {"cascade-router"}))  # tests/costmodels/test_routerfile.py
 def test_every_exporter_takes_every_kind_of_design(random_design, exporter):
     """Designs of four models and more, on a device and on an accelerator: files, or a refusal in words."""
     for model in ("llava-1.5-7b", "qwen2.5-vl-3b", "qwen2.5-coder-7b", "mixtral-8x7b"):
-        hardware = "npu-template" if exporter in ("scalesim", "zigzag", "accelforge") else "h100-sxm-80gb"
+        hardware = "npu-template" if exporter in ACCELERATORS else "h100-sxm-80gb"
         exported = catalogue.exporter(exporter).export(random_design(model, 2, hardware))
         assert exported.files
         assert all(re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?", name) for name in exported.files)
@@ -349,6 +539,6 @@ def test_every_exporter_takes_every_kind_of_design(random_design, exporter):
 
 
 def test_accelerator_formats_refuse_devices(random_design):
-    for exporter in ("scalesim", "zigzag", "accelforge"):
+    for exporter in ACCELERATORS:
         with pytest.raises(DseError, match="device"):
             catalogue.exporter(exporter).export(random_design("qwen2.5-coder-7b", 1))
