@@ -129,6 +129,7 @@ def map_figure(chosen: Map) -> go.Figure:
             xgap=1,
             ygap=1,
             colorbar=bar,
+            showscale=len(chosen.columns) > 3,  # its marks would lie on each other; the cells say it too
             hovertemplate=f"block %{{x}}, %{{y}}: %{{text}} {chosen.unit}<extra></extra>",
         )
     )

@@ -9,16 +9,14 @@ from typing import Any, Final
 import numpy as np
 import streamlit as st
 
-from dashboard import data
+from dashboard import letters
 from dashboard.data import View
 from dashboard.figures.calls import prediction_figure
-from dashboard.views.shell import choose_study, guarded, live, plain_table
-from dse.calls import ACCEPTED, OUTCOMES, Call, Edit, Session, designs_of, observed_ratios, scores, spent
-from dse.results import Results
+from dashboard.views.shell import choose_study, guarded, live, plain_table, wrapping
+from dse.calls import ACCEPTED, OUTCOMES, Call, Edit, scores, spent
 
 _TEXT_HEIGHT: Final = 340
 _DOLLARS: Final = st.column_config.NumberColumn(format="$%.4f")
-Place = tuple[int, int]
 
 
 @guarded
@@ -28,7 +26,7 @@ def page() -> None:
     view = choose_study(with_fidelity=False)
     if view is None:
         return
-    n_calls = len(_log(view)[1])
+    n_calls = len(letters.log(view.results)[1])
     if not n_calls:
         st.info("This study has asked no language model.")
         st.caption("One joins the search as an arm of its portfolio:")
@@ -47,31 +45,24 @@ def _number(n_calls: int) -> int:
         return int(st.number_input("call", 0, n_calls - 1, n_calls - 1, key="call", bind="query-params"))
 
 
-def _log(view: View) -> tuple[list[Session], list[Call], list[Edit]]:
-    with data.reading() as store:
-        log = store.call_log(view.results.row.id)
-        return log.sessions(), log.calls(), log.edits()
-
-
-def _compared(results: Results, edits: Sequence[Edit]) -> tuple[dict[Place, int], dict[Place, dict[str, float]]]:
-    designs = designs_of(edits, results.stored.hashes)
-    names = [o.name for o in results.goal.objectives if o.name in results.metrics.values]
-    return designs, observed_ratios(edits, designs, {n: results.metrics.values[n] for n in names})
-
-
 def _overview(view: View) -> None:
-    sessions, calls, edits = _log(view)
+    sessions, calls, edits = letters.log(view.results)
     dollars, tokens, n_calls = spent(calls)
     accepted = sum(e.verdict == ACCEPTED for e in edits)
-    cells = st.columns(4)
-    cells[0].metric("calls", f"{n_calls:,}")
-    cells[1].metric("tokens", f"{tokens:,}", help="as caps count them: what is not known counts at the most it can be")
-    cells[2].metric("spent", f"${dollars:.4f}")
-    cells[3].metric("proposals accepted", f"{accepted:,} of {len(edits):,}")
+    cells = wrapping()
+    cells.metric("calls", f"{n_calls:,}", width="content")
+    cells.metric(
+        "tokens",
+        f"{tokens:,}",
+        help="as caps count them: what is not known counts at the most it can be",
+        width="content",
+    )
+    cells.metric("spent", f"${dollars:.4f}", width="content")
+    cells.metric("proposals accepted", f"{accepted:,} of {len(edits):,}", width="content")
     for session in sessions:
         if session.stop_reason:
             st.text(f"Run {session.number} stopped asking: {session.stop_reason}")
-    _, observed = _compared(view.results, edits)
+    _, observed = letters.compared(view.results, edits)
     found = scores(calls, edits, observed)
     columns = ["model", "calls", "answered", "proposed", "accepted", "evaluated", "predictions", "right direction",
                "median error", "tokens", "cost"]  # fmt: skip
@@ -91,9 +82,9 @@ def _overview(view: View) -> None:
     _calls(calls, edits)
 
 
-def _predictions(edits: Sequence[Edit], view: View, observed: Mapping[Place, Mapping[str, float]]) -> None:
+def _predictions(edits: Sequence[Edit], view: View, observed: Mapping[letters.Place, Mapping[str, float]]) -> None:
     st.subheader("Predicted against observed")
-    designs, _ = _compared(view.results, edits)
+    designs, _ = letters.compared(view.results, edits)
     rows = [
         (e.call, designs[e.call, e.place], e.parent, name, ratio, observed[e.call, e.place][name])
         for e in edits
@@ -131,9 +122,9 @@ def _calls(calls: Sequence[Call], edits: Sequence[Edit]) -> None:
 
 
 def _call(view: View, number: int) -> None:
-    _, calls, edits = _log(view)
+    _, calls, edits = letters.log(view.results)
     call, own = calls[number], [e for e in edits if e.call == number]
-    designs, observed = _compared(view.results, own)
+    designs, observed = letters.compared(view.results, own)
     st.subheader(f"Call {number}")
     st.text(f"{call.role}, {call.model}, template {call.template}, prompt {call.prompt_hash}")
     st.text(f"{OUTCOMES.get(call.outcome, call.outcome)}{f': {call.detail}' if call.detail else ''}")
@@ -141,10 +132,9 @@ def _call(view: View, number: int) -> None:
         rows = []
         for e in own:
             place = (e.call, e.place)
-            changes = ", ".join(f"{k}[{g}]={v}" for k, g, v in e.changes)
             rows.append(
-                (e.place, e.verdict, e.detail, e.parent, changes, e.bottleneck, e.reason, designs.get(place),
-                 _ratios(e.predicted), _ratios(observed.get(place, {})))
+                (e.place, e.verdict, e.detail, e.parent, letters.changes(e), e.bottleneck, e.reason, designs.get(place),
+                 letters.ratios(e.predicted), letters.ratios(observed.get(place, {})))
             )  # fmt: skip
         columns = ["place", "verdict", "why", "parent", "changes", "relieves", "reason", "design", "predicted",
                    "observed"]  # fmt: skip
@@ -152,10 +142,6 @@ def _call(view: View, number: int) -> None:
     for role, text in [*call.messages, ("answer", call.answer)]:
         with st.expander(role, expanded=role == "answer"), st.container(height=_TEXT_HEIGHT):
             st.text(text or "(nothing)")
-
-
-def _ratios(ratios: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} x{ratio:.3g}" for name, ratio in ratios.items())
 
 
 def _known(count: int) -> int | None:

@@ -10,19 +10,21 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, lineage, maps
+from dashboard import data, letters, lineage, maps
 from dashboard.data import View
 from dashboard.figures.parts import breakdown_figure, map_figure, roofline_figure
 from dashboard.figures.theme import heading, titled
 from dashboard.views.shell import (
     choose_study,
     guarded,
+    link,
     metric_columns,
     metric_frame,
     plain_table,
     prior_note,
     set_aside,
     shown,
+    wrapping,
 )
 from dse import catalogue
 from dse.errors import DseError, UserError
@@ -61,6 +63,7 @@ def page() -> None:
         else:
             st.info("A design that cannot run has no breakdown.")
     with comes:
+        _reasons(results, number)
         _lineage(results, number)
     with out:
         _exports(results, number, record["is_feasible"])
@@ -83,9 +86,9 @@ def _verdict(view: View, number: int, record: dict[str, Any]) -> None:
     else:
         st.warning(f"design {number}: not feasible")
         st.text(record["reason"] or record["status"])
-    left, right = st.columns([4, 1])
-    left.text(f"proposed by {record['proposer']}")
-    if right.button("Set aside to compare", icon=":material/bookmark_add:"):
+    row = wrapping()
+    row.text(f"proposed by {record['proposer']}", width="content")
+    if row.button("Set aside to compare", icon=":material/bookmark_add:"):
         set_aside(view.results.row.name, [number])
         st.toast("set aside: the Compare page has it")
 
@@ -181,6 +184,29 @@ def _roofline(results: Results, number: int) -> None:
     rows = [(*roof.labels[i], *(float(t[i]) for t in times)) for i in order]
     with st.expander("as a table"):
         plain_table(rows, ["component", "phase", "class", "compute_s at the peak", "traffic_s at the peak", "takes_s"])
+
+
+def _reasons(results: Results, number: int) -> None:
+    """Say why a language model proposed the design, where one did."""
+    found = letters.of_design(results, number)
+    if not found:
+        return
+    st.subheader("Why a language model proposed it")
+    rows = [
+        (
+            e.call,
+            e.parent,
+            letters.changes(e),
+            e.bottleneck,
+            e.reason,
+            letters.ratios(e.predicted),
+            letters.ratios(seen),
+        )
+        for e, seen in found
+    ]
+    plain_table(rows, ["call", "parent", "changes", "relieves", "reason", "predicted", "observed"])
+    at = {"study": results.row.name, "call": str(found[0][0].call)}
+    link(st, "llm", f"Open call {found[0][0].call}", ":material/forum:", **at)
 
 
 def _lineage(results: Results, number: int) -> None:

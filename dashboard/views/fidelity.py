@@ -8,7 +8,7 @@ import streamlit as st
 from dashboard.data import View
 from dashboard.figures.fidelity import parity_figure
 from dashboard.figures.theme import heading
-from dashboard.views.shell import choose_study, guarded, live, metric_columns, plain_table
+from dashboard.views.shell import choose_study, guarded, live, metric_columns, plain_table, wrapping
 from dse.agreement import Agreement, agreements, pairs
 from dse.results import Results
 
@@ -45,11 +45,11 @@ def _agreeing(view: View) -> None:
 
 
 def _counts(one: Agreement) -> None:
-    cells = st.columns(4)
-    cells[0].metric("designs below", f"{one.n_below:,}")
-    cells[1].metric("went up", f"{one.n_designs:,}")
-    cells[2].metric("on the front", f"{one.n_front:,}")
-    cells[3].metric("of these on the front below", f"{one.n_stayed:,}")
+    cells = wrapping()
+    cells.metric("designs below", f"{one.n_below:,}", width="content")
+    cells.metric("went up", f"{one.n_designs:,}", width="content")
+    cells.metric("on the front", f"{one.n_front:,}", width="content")
+    cells.metric("of these on the front below", f"{one.n_stayed:,}", width="content")
     troubles = [f"{n:,} {what}" for n, what in ((one.n_infeasible, "infeasible"), (one.n_failed, "failed")) if n]
     if troubles:
         st.caption(f"{' and '.join(troubles)} at the higher fidelity.")

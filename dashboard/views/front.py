@@ -26,6 +26,7 @@ from dashboard.views.shell import (
     prior_note,
     set_aside,
     shown,
+    wrapping,
 )
 from dse import picks
 from dse.errors import DseError
@@ -66,12 +67,12 @@ def page() -> None:
 
 def _counts(view: View) -> None:
     results = view.results
-    cells = st.columns(5)
-    cells[0].metric("designs", f"{int(results.evaluated.sum()):,}")
-    cells[1].metric("feasible", f"{int((results.violation == 0).sum()):,}")
-    cells[2].metric("on the front", f"{len(view.front):,}")
-    cells[3].metric("failed", f"{len(results.metrics.errors):,}")
-    cells[4].metric("state", results.row.state)
+    cells = wrapping()
+    cells.metric("designs", f"{int(results.evaluated.sum()):,}", width="content")
+    cells.metric("feasible", f"{int((results.violation == 0).sum()):,}", width="content")
+    cells.metric("on the front", f"{len(view.front):,}", width="content")
+    cells.metric("failed", f"{len(results.metrics.errors):,}", width="content")
+    cells.metric("state", results.row.state, width="content")
 
 
 def _axes(results: Results, names: Sequence[str]) -> list[str]:
@@ -262,14 +263,14 @@ def _zoom() -> dict[str, tuple[float, float]]:
 
 def _zooming(event: Any, axes: Sequence[Axis]) -> None:
     boxes = event["selection"].get("box") or []
-    left, right, _ = st.columns([1, 1, 4])
-    if boxes and len(axes) == 2 and left.button("Zoom to the box", icon=":material/zoom_in:"):
+    row = wrapping()
+    if boxes and len(axes) == 2 and row.button("Zoom to the box", icon=":material/zoom_in:"):
         spans = [sorted(float(v) for v in boxes[-1][letter]) for letter in "xy"]
         st.query_params["zoom"] = ",".join(
             f"{a.name}:{low:.6g}:{high:.6g}" for a, (low, high) in zip(axes, spans, strict=True)
         )
         st.rerun()
-    if _zoom() and right.button("Show all", icon=":material/zoom_out_map:"):
+    if _zoom() and row.button("Show all", icon=":material/zoom_out_map:"):
         del st.query_params["zoom"]
         st.rerun()
 
@@ -297,16 +298,15 @@ def _selected(results: Results, event: Any) -> None:
 
 
 def _open_or_compare(results: Results, numbers: Sequence[int], key: str) -> None:
-    left, middle, right = st.columns([1, 1, 3], vertical_alignment="center")
-    name = results.row.name
+    row, name = wrapping(), results.row.name
     at = {"study": name} | ({"fidelity": results.fidelity} if len(results.fidelities) > 1 else {})
-    link(left, "design", f"Open design {numbers[0]}", ":material/developer_board:", **at, design=str(numbers[0]))
-    if middle.button("Set aside to compare", key=f"aside-{key}", icon=":material/bookmark_add:"):
+    link(row, "design", f"Open design {numbers[0]}", ":material/developer_board:", **at, design=str(numbers[0]))
+    if row.button("Set aside to compare", key=f"aside-{key}", icon=":material/bookmark_add:"):
         set_aside(name, numbers)
     if aside := basket(name):
         designs = ",".join(map(str, aside))
         label = f"Compare {designs.replace(',', ', ')}"
-        link(right, "compare", label, ":material/compare_arrows:", **at, designs=designs)
+        link(row, "compare", label, ":material/compare_arrows:", **at, designs=designs)
 
 
 def _picks(view: View, front: np.ndarray) -> None:

@@ -13,7 +13,7 @@ import streamlit as st
 from dashboard.data import View
 from dashboard.figures.search import contour_figure, hypervolume_figure, importance_figure, shares_figure, slice_figure
 from dashboard.history import Growth, Source, growth, sources
-from dashboard.views.shell import choose_study, drawable_metrics, guarded, live
+from dashboard.views.shell import choose_study, drawable_metrics, guarded, live, wrapping
 from dse.importance import importance
 from dse.results import Results
 from dse.shown import show_knob
@@ -43,12 +43,14 @@ def _growing(view: View) -> None:
     results = view.results
     who = sources(results, view.front)
     duplicates = sum(s.n_duplicates for s in who)
-    cells = st.columns(4)
-    cells[0].metric("designs", f"{len(results):,}")
-    cells[1].metric("on the front", f"{len(view.front):,}")
-    cells[2].metric("duplicates avoided", f"{duplicates:,}", help="proposed again, and not paid for again")
+    cells = wrapping()
+    cells.metric("designs", f"{len(results):,}", width="content")
+    cells.metric("on the front", f"{len(view.front):,}", width="content")
+    cells.metric(
+        "duplicates avoided", f"{duplicates:,}", help="proposed again, and not paid for again", width="content"
+    )
     curve = growth(results)
-    cells[3].metric("hypervolume", f"{curve.volumes[-1]:.4g}" if len(curve.volumes) else "–")
+    cells.metric("hypervolume", f"{curve.volumes[-1]:.4g}" if len(curve.volumes) else "–", width="content")
     if len(curve.volumes):
         _hypervolume(results, curve, who)
     else:

@@ -153,6 +153,11 @@ def set_aside(study: str, numbers: Sequence[int]) -> None:
     st.session_state["baskets"][study] = kept
 
 
+def wrapping() -> Any:
+    """Return a row whose cells are as wide as what is in them and go on below where the screen is narrow."""
+    return st.container(horizontal=True, vertical_alignment="center", gap="medium")
+
+
 def link(into: Any, page: str, label: str, icon: str, **parameters: str) -> None:
     """Draw a link to another page.
 
@@ -166,4 +171,4 @@ def link(into: Any, page: str, label: str, icon: str, **parameters: str) -> None
     """
     from dashboard.views import navigation
 
-    into.page_link(navigation()[page], label=label, icon=icon, query_params=parameters)
+    into.page_link(navigation()[page], label=label, icon=icon, query_params=parameters, width="content")

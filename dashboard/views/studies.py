@@ -11,7 +11,7 @@ import streamlit as st
 
 from dashboard import data, launching
 from dashboard.history import growth
-from dashboard.views.shell import NO_STUDY, RUN_ONE, RUNNING, TICK_S, guarded, link
+from dashboard.views.shell import NO_STUDY, RUN_ONE, RUNNING, TICK_S, guarded, link, wrapping
 from dse.errors import DseError
 from dse.store import StudyRow
 
@@ -66,14 +66,14 @@ def _listing() -> None:
         return
     row = rows[picked[0]]
     st.text(row.name)
-    cells = st.columns(5)
-    link(cells[0], "front", "Open the front", ":material/scatter_plot:", study=row.name)
-    for cell, what, states, icon in (
-        (cells[1], "pause", ("running",), ":material/pause:"),
-        (cells[2], "resume", ("paused",), ":material/play_arrow:"),
-        (cells[3], "stop", RUNNING, ":material/stop:"),
+    cells = wrapping()
+    link(cells, "front", "Open the front", ":material/scatter_plot:", study=row.name)
+    for what, states, icon in (
+        ("pause", ("running",), ":material/pause:"),
+        ("resume", ("paused",), ":material/play_arrow:"),
+        ("stop", RUNNING, ":material/stop:"),
     ):
-        if cell.button(what.capitalize(), disabled=row.state not in states, icon=icon, key=f"ask-{what}"):
+        if cells.button(what.capitalize(), disabled=row.state not in states, icon=icon, key=f"ask-{what}"):
             try:
                 data.request(row.name, what)
                 st.toast(f"asked to {what}; it obeys after its current batch")

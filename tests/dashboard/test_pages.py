@@ -14,6 +14,7 @@ from agents.auto import Auto
 from agents.llm.arm import LlmArm
 from agents.llm.provider import SCRIPTS, Scripted
 from dse import Choice, Float, Rung, Scenario, Space, Study
+from dse.calls import designs_of
 from dse.metrics import MetricBatch
 from dse.store import open_store, tables
 from dse.testing.samples import small_model
@@ -340,7 +341,7 @@ def test_the_language_model_page(database):
         return json.dumps(answer)
 
     arm = LlmArm("wait_s=30,repair=off", Scripted(hostile, model=HOSTILE))
-    run(study("asked", proposers=[Auto(), arm], space=Space(**MANY)), 64, database)
+    results = run(study("asked", proposers=[Auto(), arm], space=Space(**MANY)), 64, database)
     app = start("calls", study="asked")
     store = open_store(database, read_only=True)
     log = store.call_log(store.study("asked").id)
@@ -354,8 +355,15 @@ def test_the_language_model_page(database):
     assert {t.value for t in first.text} >= {text for _, text in calls[0].messages}
     assert table(first, "reason")["reason"].tolist() == [HOSTILE] * sum(e.call == 0 for e in edits)
     assert said(start("calls", study="asked", call="99999"), "names no call")
-    for kind in ("markdown", "caption", "info", "warning", "success", "error", "header", "subheader", "title"):
-        assert not any(HOSTILE in element.value for element in getattr(first, kind))
+    became = designs_of(edits, results.stored.hashes)
+    place, number = next(iter(became.items()))
+    design = start("design", study="asked", design=str(number))
+    told = table(design, "reason")
+    assert place[0] in told["call"].tolist()
+    assert set(told["reason"]) == {HOSTILE}
+    for page in (first, design):
+        for kind in ("markdown", "caption", "info", "warning", "success", "error", "header", "subheader", "title"):
+            assert not any(HOSTILE in element.value for element in getattr(page, kind))
 
 
 def test_controls_reach_a_running_study(database):
