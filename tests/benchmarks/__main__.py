@@ -235,6 +235,8 @@ def main() -> None:
     print(devices.gpt3_layer())
     print("\nSimulator\n")
     print(simulator.report(llava_space(**FIXED_TILES)))
+    print("\nServing\n")
+    print(serving.report())
     agreement = zigzag()
     print(f"\n{'analytical against ZigZag 3.9.1, tpu_like, 25 products':58}")
     for name, value in agreement.items():
