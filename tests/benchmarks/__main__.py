@@ -28,7 +28,7 @@ from dse.pareto import first_front
 from dse.problem import Problem
 from dse.space import BoundSpace
 from dse.testing.samples import small_model
-from tests.benchmarks import devices, engine, prompts, quality, simulator
+from tests.benchmarks import devices, engine, prompts, quality, serving, simulator
 from tests.oracles.test_zigzag import summary as zigzag
 
 REPEATS = 5
