@@ -40,6 +40,7 @@ COST_MODELS: Final = {
     "measured": "costmodels.measured.cost_model:Measured",
     "policy": "costmodels.policy:PolicyModel",
     "prior": "costmodels.prior:Prior",
+    "serving": "costmodels.serving:Serving",
     "simulated": "costmodels.simulator:Simulated",
     "surrogate": "costmodels.surrogate:Surrogate",
 }
@@ -60,6 +61,7 @@ EXPORTERS: Final = {
 _COMPILED: Final = (
     "products", "sums", "systolic", "mapper", "rowplan", "groups", "attention", "passes",
     "machine", "tilesim", "streams", "simgroups", "simattention", "simpass",
+    "steptable", "batching",
 )  # fmt: skip
 
 # Modules that are not compiled themselves, whose constants compiled code holds.

@@ -40,7 +40,7 @@ SUFFIXES: Final[dict[str, tuple[str, bool, bool]]] = {
     "_w_per_mm2": ("W/mm2", False, True),
     "_mm2_per_byte": ("mm2/B", False, False),
     "_mm2_per_unit": ("mm2", False, False),
-    "_per_s": ("1/s", False, True),
+    "_per_s": ("1/s", False, False),
     "_bytes": ("B", True, True),
     "_bits": ("bit", True, True),
     "_cycles": ("cycles", False, False),

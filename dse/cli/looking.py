@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -139,27 +140,49 @@ def _verdict(record: dict[str, Any]) -> str:
 @click.command(
     epilog="""\b
 Example: dse evaluate --model qwen2.5-vl-3b --hardware npu-template --set weight_bits=4 --set act_bits=8
+         dse evaluate --model llama-3.1-8b --hardware h100-sxm-80gb --batch 64 --requests-per-s 5
          dse evaluate medical-vqa-edge-17.json"""
 )
 @click.argument("file", type=click.Path(), required=False)
 @design_options
+@click.option("--cost-model", "cost_models", multiple=True, metavar="NAME", help="One per metric group; repeatable.")
+@click.option(
+    "--requests-per-s", type=float, default=0.0, help="Rate at which requests arrive, simulated by 'serving'."
+)
+@click.option("--trace", type=click.Path(), help="Requests as they arrived (.csv, .jsonl), simulated by 'serving'.")
 @json_option
-def evaluate(file: str | None, settings: tuple[str, ...], as_json: bool, **asked: Any) -> None:
+def evaluate(
+    file: str | None,
+    settings: tuple[str, ...],
+    cost_models: tuple[str, ...],
+    requests_per_s: float,
+    trace: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """Evaluate one design: what if MODEL ran on HARDWARE with these knobs, or the design document FILE once more.
 
     A document's metrics come out as recorded, bit for bit; where they do not, what differs is told (exit code 1).
     """
     if file is not None:
-        if asked["model"] or asked["hardware"] or settings:
-            raise UserError("FILE says all about its design", "leave out --model, --hardware and --set")
+        if asked["model"] or asked["hardware"] or settings or cost_models or requests_per_s or trace:
+            raise UserError("FILE says all about its design", "leave out --model, --hardware and all about the design")
         _evaluate_document(file, as_json)
         return
+    from dse import catalogue
+    from dse.policy import Policy
     from dse.shown import metric_records
     from dse.whatif import evaluate_design
 
     problem = problem_of(**asked)
+    names = cost_models or (("serving",) if requests_per_s or trace else ("analytical", "prior"))
+    problem = replace(
+        problem,
+        scenario=replace(problem.scenario, requests_per_s=requests_per_s, trace=trace or ()),
+        policy=Policy() if any(catalogue.cost_model(name).group == "serving" for name in names) else None,
+    )
     read, scenario = problem.target, problem.scenario
-    chosen, parts = evaluate_design(problem, settings_of(settings))
+    chosen, parts = evaluate_design(problem, settings_of(settings), names)
     reason = chosen.metrics.reason(0)
     if as_json:
         emit(

@@ -28,7 +28,7 @@ from dse.pareto import first_front
 from dse.problem import Problem
 from dse.space import BoundSpace
 from dse.testing.samples import small_model
-from tests.benchmarks import devices, engine, prompts, quality, simulator
+from tests.benchmarks import devices, engine, prompts, quality, serving, simulator
 from tests.oracles.test_zigzag import summary as zigzag
 
 REPEATS = 5
@@ -235,6 +235,8 @@ def main() -> None:
     print(devices.gpt3_layer())
     print("\nSimulator\n")
     print(simulator.report(llava_space(**FIXED_TILES)))
+    print("\nServing\n")
+    print(serving.report())
     agreement = zigzag()
     print(f"\n{'analytical against ZigZag 3.9.1, tpu_like, 25 products':58}")
     for name, value in agreement.items():

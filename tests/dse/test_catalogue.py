@@ -31,6 +31,7 @@ def test_built_ins_are_found_by_name():
         "measured",
         "policy",
         "prior",
+        "serving",
         "simulated",
         "surrogate",
     }

@@ -388,6 +388,22 @@ def test_evaluate(capsys):
     assert "latency_s" in out
 
 
+def test_evaluate_serves_requests_as_they_arrive(capsys, tmp_path):
+    what = ("evaluate", "--model", "llama-3.2-1b", "--hardware", "l4", "--batch", "4", "--output-tokens", "8")
+    served = document(capsys, *what, "--requests-per-s", "2", "--set", "prefill_chunk=64")
+    assert served["metrics"]["ttft_p99_s"]["value"] >= served["metrics"]["ttft_p50_s"]["value"]
+    assert served["metrics"]["ttft_s"]["basis"] == "simulated"
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,128,8\n0.5,64,4\n")
+    traced = document(capsys, *what, "--trace", str(trace))
+    assert traced["metrics"]["throughput_requests_per_s"]["value"] == pytest.approx(2 / 0.55, rel=0.3)
+    policy = document(capsys, *what, "--cost-model", "policy")
+    assert policy["metrics"]["latency_s"]["basis"] != "simulated"
+    code, out, _ = call(capsys, *what, "--requests-per-s", "100000")
+    assert code == 0
+    assert "the queue grows without end" in out
+
+
 def test_evaluate_says_why_a_design_cannot_run(capsys):
     code, out, _ = call(capsys, "evaluate", "--model", "llama-3.1-70b", "--hardware", "l4")
     assert code == 0
