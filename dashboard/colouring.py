@@ -1,4 +1,4 @@
-"""By what the designs of a picture are coloured: the front, who proposed them, a knob or a metric."""
+"""By what the designs of a picture are coloured: the front, who proposed them, their fidelity, a knob or a metric."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dashboard.figures.front import Layer
 from dashboard.figures.theme import BLUE, GREY, colour, symbol, titled
 from dse.results import Results
 
-FRONT, PROPOSER = "front", "proposer"
+FRONT, PROPOSER, FIDELITY = "front", "proposer", "fidelity"
 _MOST_CATEGORIES = 7
 
 
 def colourings(results: Results) -> list[str]:
     """Return what designs can be coloured by."""
     metrics = [f"metric: {n}" for n in results.metrics.values if np.isfinite(results.metrics.values[n]).any()]
-    return [FRONT, PROPOSER, *(f"knob: {p.label}" for p in results.space.parameters), *metrics]
+    several = [FIDELITY] if len(results.fidelities) > 1 else []
+    return [FRONT, PROPOSER, *several, *(f"knob: {p.label}" for p in results.space.parameters), *metrics]
 
 
 def coloured(
@@ -38,6 +39,11 @@ def coloured(
         of = np.array([owner[b] for b in range(len(owner))]) if len(owner) == max(owner, default=-1) + 1 else None
         values = of[results.stored.batches] if of is not None else np.zeros(len(results), int)
         return _categories(values, names, dominated, front, columns)
+    if by == FIDELITY:
+        labels = results.fidelities
+        reached = np.sum([results.at(i).evaluated for i in range(1, len(labels))], axis=0, dtype=np.int64)
+        values = np.broadcast_to(reached, len(results))
+        return _categories(values, [f"up to {label}" for label in labels], dominated, front, columns)
     if by and by.startswith("knob: "):
         labels = [p.label for p in results.space.parameters]
         if by[6:] in labels:

@@ -94,6 +94,10 @@ class Results:
     def __len__(self) -> int:
         return len(self.stored.codes)
 
+    def _repr_html_(self) -> str:
+        """Return the front, for notebooks."""
+        return self.front()._repr_html_()
+
     def at(self, fidelity: str | int) -> Results:
         """Return the same designs with the metrics of one combination of fidelities.
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -159,6 +160,21 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {self.problem.target.name} on {self.problem.hardware.name})"
+
+    def _repr_html_(self) -> str:
+        """Return what it is, and its front so far where it has been run by this object, for notebooks."""
+        goal = self.goal
+        told = {
+            "study": self.name,
+            "models": ", ".join(f"{role}: {model.name}" for role, model in self.problem.models.items()),
+            "hardware": self.problem.hardware.name,
+            "objectives": ", ".join(map(str, goal.objectives)),
+            "constraints": ", ".join(map(str, goal.constraints)) or "none",
+            "search space": f"{self.bound_space.n_parameters} parameters",
+        }
+        rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in told.items())
+        front = self.front()._repr_html_() if self._db is not None else ""
+        return f"<table>{rows}</table>{front}"
 
     @cached_property
     def evaluation(self) -> Evaluation:

@@ -100,6 +100,7 @@ def _frame(rows: Sequence[StudyRow]) -> pd.DataFrame:
             "proposers": [", ".join(map(str, r.spec.get("proposers", []))) for r in rows],
             "objectives": [", ".join(r.objectives) for r in rows],
             "constraints": [", ".join(r.constraints) for r in rows],
+            "started": [_ago(now - r.created_s) for r in rows],
             "last result": [_ago(now - r.updated_s) for r in rows],
         }
     )

@@ -13,6 +13,7 @@ import dashboard
 from agents.auto import Auto
 from agents.llm.arm import LlmArm
 from agents.llm.provider import SCRIPTS, Scripted
+from dashboard.colouring import coloured
 from dse import Choice, Float, Rung, Scenario, Space, Study
 from dse.calls import designs_of
 from dse.metrics import MetricBatch
@@ -327,6 +328,12 @@ def test_the_fidelity_page(database):
     assert shown.loc["latency_s", "median ratio"] == pytest.approx(np.median(high / low))
     bottom, top = (end[results.at(1).evaluated] for end in results.at(0).metrics.intervals["latency_s"])
     assert shown.loc["latency_s", "inside the interval"] == ((high >= bottom) & (high <= top)).mean()
+    front = results.at(0)._front().numbers
+    rest = np.setdiff1d(np.arange(24), front)
+    layers = coloured(results, "fidelity", rest, front, [results.at(0).metrics.values["latency_s"]])
+    went_up = {n for layer in layers if "hardware=simulated" in layer.name for n in layer.numbers.tolist()}
+    assert went_up == set(np.flatnonzero(results.at(1).evaluated).tolist())
+    assert start("front", study="small", colour="fidelity").selectbox(key="colour").value == "fidelity"
     pairs = table(app, "higher")
     assert pairs["higher"].tolist() == high.tolist()
     run(study("flat", seed=1), 8, database)

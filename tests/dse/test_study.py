@@ -78,6 +78,18 @@ def test_a_study_is_stored_with_its_front(tmp_path):
     frame = front.frame()
     assert frame["latency_s"].is_monotonic_increasing
     assert front._repr_html_().startswith("<table")
+    assert front.results._repr_html_() == front._repr_html_()
+
+
+def test_a_notebook_shows_what_a_study_is_and_its_front(tmp_path):
+    study = make()
+    study.name = "<b>bold"
+    before = study._repr_html_()
+    assert "&lt;b&gt;bold" in before
+    assert "<b>" not in before
+    assert before.count("<table") == 1
+    results = study.run(db=tmp_path / "a.db", report=quiet)
+    assert study._repr_html_() == before + results.front()._repr_html_()
 
 
 def test_running_again_continues(tmp_path):
