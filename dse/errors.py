@@ -157,4 +157,9 @@ def unknown(what: str, name: str, known: Iterable[str], listing: str = "") -> Na
         hints = [f"known: {', '.join(known)}"] if known else []
     if listing:
         hints.append(listing)
-    return NameUnknown(f"unknown {what} {name!r}", "; ".join(h for h in hints if h))
+    return NameUnknown(f"unknown {what} {name!r}", join_hints(hints))
+
+
+def join_hints(hints: Iterable[str]) -> str:
+    """Return those hints that say something as one line; a question ends with its own mark."""
+    return "; ".join(h for h in hints if h).replace("?; ", "? ")

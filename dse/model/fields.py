@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard, TypeVar
 
-from dse.errors import ModelError, did_you_mean
+from dse.errors import ModelError, did_you_mean, join_hints
 from dse.model.defaults import class_defaults
 
 # Fields that the top level of a config states itself, or that are unknown.
@@ -189,7 +189,7 @@ class Fields:
         near = did_you_mean(self.model_type, known)
         return ModelError(
             f"{self._where('model_type')}={_short(repr(self.model_type))} is not supported",
-            "; ".join(part for part in (near, f"supported: {', '.join(known)}") if part),
+            join_hints((near, f"supported: {', '.join(known)}")),
         )
 
     @property

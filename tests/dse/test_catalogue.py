@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from dse import catalogue
-from dse.errors import NameUnknown, UserError
+from dse.errors import NameUnknown, UserError, unknown
 
 
 @pytest.fixture
@@ -23,6 +23,11 @@ def plugins(monkeypatch):
 
     yield install
     catalogue.listing.cache_clear()
+
+
+def test_hints_are_one_line():
+    told = unknown("model", "llava-1.5-7", ["llava-1.5-7b"], "'dse models' lists all")
+    assert told.hint == "did you mean 'llava-1.5-7b'? 'dse models' lists all"
 
 
 def test_built_ins_are_found_by_name():
