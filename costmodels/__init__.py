@@ -24,6 +24,8 @@ steps.py        the step-time door: encode, prefill, decode and verification pas
 speculation.py  speculative decoding in closed form; decoding.py: what one model takes to answer
 cascade.py      who answers in a cascade, how well, after how long
 policy.py       the serving cost model "policy": whole requests under drafters, cascades and chunks
+engines.py      engines that serve designs: step times (stepcosts.py, steptable.py), room for caches (capacity.py)
+serving.py      the serving cost model "serving": requests one by one (batching.py); served.py: figures of serving
 prior.py        the quality cost model "prior": published tables, with intervals
 surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
                 losses.py: sums over places; calibrated.py: from sums to the loss of a design, with intervals
