@@ -26,6 +26,7 @@ cascade.py      who answers in a cascade, how well, after how long
 policy.py       the serving cost model "policy": whole requests under drafters, cascades and chunks
 engines.py      engines that serve designs: step times (stepcosts.py, steptable.py), room for caches (capacity.py)
 serving.py      the serving cost model "serving": requests one by one (batching.py); served.py: figures of serving
+queueing.py     the serving cost model "queueing": the same in closed form; stepmeans.py: mean steps; waiting.py: lines
 prior.py        the quality cost model "prior": published tables, with intervals
 surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
                 losses.py: sums over places; calibrated.py: from sums to the loss of a design, with intervals
@@ -42,6 +43,7 @@ COST_MODELS: Final = {
     "measured": "costmodels.measured.cost_model:Measured",
     "policy": "costmodels.policy:PolicyModel",
     "prior": "costmodels.prior:Prior",
+    "queueing": "costmodels.queueing:Queueing",
     "serving": "costmodels.serving:Serving",
     "simulated": "costmodels.simulator:Simulated",
     "surrogate": "costmodels.surrogate:Surrogate",

@@ -63,16 +63,7 @@ class Serving:
     laws: frozenset[str] = frozenset({"breakdown_adds_up"})
 
     def __init__(self, options: str = "") -> None:
-        words = [word for word in options.split(",") if word]
-        engines = [word for word in words if word in ENGINES] or ["vllm"]
-        numbers = [word for word in words if word not in ENGINES]
-        if len(numbers) > 1 or len(engines) > 1 or not all(w.isdecimal() and len(w) < 19 for w in numbers):
-            raise UserError(
-                f"cost model 'serving': {options!r} is no seed and engine ({', '.join(ENGINES)})",
-                "write serving:7, or serving:7,trtllm",
-            )
-        self.engine = ENGINES[engines[0]]
-        self.seed = int(numbers[0]) if numbers else 0
+        self.seed, self.engine = options_of("serving", options)
         self.name = f"serving:{options}" if options else "serving"
 
     def prepare(self, problem: Problem) -> ServingEvaluator:
@@ -81,13 +72,39 @@ class Serving:
         Raises:
             UserError: stages of a cascade, which this model does not route to.
         """
-        stages = [role for role in problem.models if is_stage(role)]
-        if stages:
-            raise UserError(
-                f"cost model 'serving' serves one model with its drafters, the problem has {', '.join(stages)}",
-                "judge cascades with 'policy', or serve each stage in a study of its own",
-            )
+        refuse_stages("serving", problem)
         return ServingEvaluator(problem, self.seed, self.engine)
+
+
+def options_of(name: str, options: str) -> tuple[int, Engine]:
+    """Return the seed and the engine of a model's options, 0 and vLLM where they do not say.
+
+    Raises:
+        UserError: another option.
+    """
+    words = [word for word in options.split(",") if word]
+    engines = [word for word in words if word in ENGINES] or ["vllm"]
+    numbers = [word for word in words if word not in ENGINES]
+    if len(numbers) > 1 or len(engines) > 1 or not all(w.isdecimal() and len(w) < 19 for w in numbers):
+        raise UserError(
+            f"cost model {name!r}: {options!r} is no seed and engine ({', '.join(ENGINES)})",
+            f"write {name}:7, or {name}:7,trtllm",
+        )
+    return (int(numbers[0]) if numbers else 0), ENGINES[engines[0]]
+
+
+def refuse_stages(name: str, problem: Problem) -> None:
+    """Refuse problems with stages of a cascade.
+
+    Raises:
+        UserError: there is one.
+    """
+    stages = [role for role in problem.models if is_stage(role)]
+    if stages:
+        raise UserError(
+            f"cost model {name!r} serves one model with its drafters, the problem has {', '.join(stages)}",
+            "judge cascades with 'policy', or serve each stage in a study of its own",
+        )
 
 
 class ServingEvaluator:

@@ -162,9 +162,8 @@ class Sharding:
         self._kv_heads = kv_heads_of(model)
         graphs = {phase: model.graph(phase) for phase in self._tables.gemms}
         self.phases = {name: ShardedPhase(graph, model, self._kv_heads) for name, graph in graphs.items()}
-        splits = {
-            op.module: s for g in graphs.values() for op in g.ops if (s := split_of(g, model).get(op.name)) is not None
-        }
+        named = [(graph, split_of(graph, model)) for graph in graphs.values()]
+        splits = {op.module: found[op.name] for graph, found in named for op in graph.ops if op.name in found}
         self._store = [self._kind(m, splits) for m in self._tables.weight_bytes.modules]
         self._ends = np.array([self._end(m, model) for m in self._tables.weight_bytes.modules], dtype=np.int64)
         columns = block_columns(self._tables.weight_bytes.modules, model)

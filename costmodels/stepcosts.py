@@ -135,6 +135,33 @@ class StepCosts:
             self._least_s,
         )  # fmt: skip
 
+    def at(
+        self, end: int, decoding: np.ndarray, context: np.ndarray, rows: np.ndarray, keys: np.ndarray,
+        logits: np.ndarray, coming: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
+        """Return seconds and joules of steps of all designs at once, (2, n, m), as the tables' interpolation has them.
+
+        Args:
+            end: 0, 1 or 2.
+            decoding, context: requests that decode, on average over steps alike, and their mean context.
+            rows, keys: positions of prompts, and the keys that one sees on average.
+            logits: rows through the head.
+            coming: requests whose images and sounds are encoded.
+        """
+        guesses = self.extent.guesses[:, None]
+        found = _curve_at(self.linear, end, rows + decoding * (1 + guesses))
+        found += np.where(logits > 1, _curve_at(self.head, end, logits), 0.0)
+        found += np.where(decoding > 0, _surface_at(self.attend, end, decoding, context), 0.0)
+        found += np.where(rows > 0, _surface_at(self.context, end, rows, keys), 0.0)
+        # Less than one request on average is one in some of the steps.
+        found += np.minimum(coming, 1.0) * _curve_at(self.encode, end, np.maximum(coming, 1.0))
+        if self.draft is not None:
+            found += np.where((decoding > 0) & (guesses > 0), _surface_at(self.draft, end, decoding, context), 0.0)
+        if self.read is not None:
+            found += np.where(rows > 0, _curve_at(self.read, end, rows), 0.0)
+        found[0] = np.maximum(found[0], self._least_s)
+        return found
+
     # ------------------------------------------------------------------ passes, (n, k) in, (6, n, k) out
 
     def _linear(self, rows: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -226,3 +253,31 @@ def _surface(part: _Surface, row: int, end: int) -> Surface:
     of_x, of_y = _kept(x), _kept(y)
     both = np.ix_(of_x, of_y)
     return Surface(x[of_x], y[of_y], values[end][both], values[ENDS + end][both])
+
+
+def place(axis: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the interval of each row's axis (n, k) that x (n, m) is in, and how far; beyond the ends it goes on."""
+    at = np.clip((axis[:, None, :] <= x[:, :, None]).sum(axis=2) - 1, 0, max(axis.shape[1] - 2, 0))
+    after = np.minimum(at + 1, axis.shape[1] - 1)
+    low, high = (np.take_along_axis(axis, i, axis=1) for i in (at, after))
+    wide = high - low
+    return at, np.where(wide > 0, (x - low) / np.where(wide > 0, wide, 1.0), 0.0)
+
+
+def _curve_at(part: _Curve, end: int, x: np.ndarray) -> np.ndarray:
+    axis, values = part
+    at, share = place(axis, x)
+    after, rows = np.minimum(at + 1, axis.shape[1] - 1), np.arange(len(axis))[:, None]
+    both = values[[end, ENDS + end]]
+    low, high = both[:, rows, at], both[:, rows, after]
+    return np.asarray(np.maximum(low + share * (high - low), 0.0))
+
+
+def _surface_at(part: _Surface, end: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    of_x, of_y, values = part
+    (i, a), (j, b) = place(of_x, x), place(of_y, np.broadcast_to(y, x.shape))
+    k, m = np.minimum(i + 1, of_x.shape[1] - 1), np.minimum(j + 1, of_y.shape[1] - 1)
+    rows, both = np.arange(len(of_x))[:, None], values[[end, ENDS + end]]
+    found = (1 - a) * ((1 - b) * both[:, rows, i, j] + b * both[:, rows, i, m])
+    found += a * ((1 - b) * both[:, rows, k, j] + b * both[:, rows, k, m])
+    return np.asarray(np.maximum(found, 0.0))

@@ -32,7 +32,7 @@ def check(name, space, n_rows):
         with pytest.raises(HardwareError, match="is a device"):
             catalogue.cost_model(name).prepare(space.schema.problem)
         return
-    few = min(n_rows, 12) if name == "serving" else n_rows  # a simulation per row
+    few = min(n_rows, 12) if name in ("serving", "queueing") else n_rows  # tables of steps per row
     check_cost_model(catalogue.cost_model(name), space, n_rows=few)
 
 

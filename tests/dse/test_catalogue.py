@@ -36,6 +36,7 @@ def test_built_ins_are_found_by_name():
         "measured",
         "policy",
         "prior",
+        "queueing",
         "serving",
         "simulated",
         "surrogate",
