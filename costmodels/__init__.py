@@ -25,7 +25,8 @@ speculation.py  speculative decoding in closed form; decoding.py: what one model
 cascade.py      who answers in a cascade, how well, after how long
 policy.py       the serving cost model "policy": whole requests under drafters, cascades and chunks
 engines.py      engines that serve designs: step times (stepcosts.py, steptable.py), room for caches (capacity.py)
-serving.py      the serving cost model "serving": requests one by one (batching.py); served.py: figures of serving
+serving.py      the serving cost model "serving": requests one by one (batching.py, batchloop.py); served.py: figures
+routed.py       the same for cascades: requests that are passed on to the next stage
 queueing.py     the serving cost model "queueing": the same in closed form; stepmeans.py: mean steps; waiting.py: lines
 prior.py        the quality cost model "prior": published tables, with intervals
 surrogate.py    the quality cost model "surrogate": a quality profile; sensitivity.py: what places lose at each value;
@@ -65,7 +66,7 @@ EXPORTERS: Final = {
 _COMPILED: Final = (
     "products", "sums", "systolic", "mapper", "rowplan", "groups", "attention", "passes",
     "machine", "tilesim", "streams", "simgroups", "simattention", "simpass",
-    "steptable", "batching",
+    "steptable", "batchloop",
 )  # fmt: skip
 
 # Modules that are not compiled themselves, whose constants compiled code holds.

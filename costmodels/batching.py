@@ -1,4 +1,4 @@
-"""Continuous batching, request by request: an event loop that knows queues, blocks and a table of step times; compiled.
+"""Continuous batching, request by request: queues, blocks and tables of step times (loop: :mod:`costmodels.batchloop`).
 
 An engine runs steps. A step computes positions of requests that run: one per request that decodes (1 + guesses where
 it speculates), a chunk of the prompt of one that does not yet. In the order of admission running requests take from the
@@ -25,36 +25,14 @@ the mean wait is that of M/D/1, at random lengths that of M/G/1 (Pollaczek and K
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from costmodels.steptable import StepTable, step_cost
-
-SAMPLES: Final = 6
-"""Columns of a timeline: end of step, running, waiting, blocks in use, tokens written, prompt positions."""
-
-
-class Limits(NamedTuple):
-    """What an engine has room for.
-
-    Attributes:
-        requests: that run at a time.
-        positions: that a step computes.
-        blocks: of the cache.
-        block_tokens: positions of a block.
-        cuts: whether a prompt may be cut into chunks.
-        reserves: whether a request takes blocks for its whole length when it is admitted.
-    """
-
-    requests: int
-    positions: int
-    blocks: int
-    block_tokens: int
-    cuts: bool
-    reserves: bool
+from costmodels.batchloop import KNOWN, LOST, PEAK, POSITIONS, PREEMPTIONS, STEPS, Limits, begin_at, run_all
+from costmodels.steptable import StepTable
 
 
 class Sums(NamedTuple):
@@ -93,7 +71,7 @@ class Run:
         arrival_s, start_s, first_s, end_s: of arrival, first admission, first token and last token.
         prompt, output: tokens.
         sums: see :class:`Sums`.
-        timeline: a row per step, see :data:`SAMPLES`, shape (steps, 6); empty where not asked for.
+        timeline: a row per step, see :data:`costmodels.batchloop.SAMPLES`, shape (steps, 6); empty where not asked for.
     """
 
     arrival_s: np.ndarray
@@ -104,6 +82,45 @@ class Run:
     output: np.ndarray
     sums: Sums
     timeline: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An engine that requests come to.
+
+    Attributes:
+        prompt, output: tokens of each request, at least 1, shape (r,).
+        limits: of the engine; every request fits it alone.
+        table: step times.
+        kept: chances S_1 >= S_2 >= ... that guesses are kept, shape (g,); None for no guesses.
+        checked: positions that a step checks besides the one it is sure of: g, or the nodes of a tree.
+        encodes: whether requests have images or sounds.
+
+    Raises:
+        ValueError: a request that the engine can never hold.
+    """
+
+    prompt: np.ndarray
+    output: np.ndarray
+    limits: Limits
+    table: StepTable
+    kept: np.ndarray | None = None
+    checked: int | None = None
+    encodes: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "output"):
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.int64))
+        chances = np.zeros(0) if self.kept is None else np.ascontiguousarray(self.kept, dtype=np.float64)
+        object.__setattr__(self, "kept", chances)
+        object.__setattr__(self, "checked", len(chances) if self.checked is None else self.checked)
+        guesses = self.checked or 0
+        most = int((self.prompt + self.output).max()) + guesses
+        room = self.limits
+        if -(-most // room.block_tokens) > room.blocks or min(room.requests, self.prompt.min(), self.output.min()) < 1:
+            raise ValueError(f"a request of {most} positions never fits {room}")
+        least = max(room.positions, guesses + 1, 1 if room.cuts else most)
+        object.__setattr__(self, "limits", room._replace(positions=least))
 
 
 def simulate(
@@ -119,208 +136,63 @@ def simulate(
     encodes: bool = False,
     with_timeline: bool = False,
 ) -> Run:
-    """Return what becomes of requests.
+    """Return what becomes of requests that come to one engine.
 
     Args:
         arrival_s: ascending, shape (r,).
-        prompt, output: tokens of each, at least 1, shape (r,).
-        limits: of the engine; every request fits it alone.
-        table: step times.
-        kept: chances S_1 >= S_2 >= ... that guesses are kept, shape (g,); None for no guesses.
+        prompt, output, limits, table, kept, checked, encodes: see :class:`Stage`.
         seed: of the guesses that are kept.
-        checked: positions that a step checks besides the one it is sure of: g, or the nodes of a tree.
-        encodes: whether requests have images or sounds.
         with_timeline: whether to keep a row per step.
 
     Raises:
         ValueError: a request that the engine can never hold, arrivals out of order.
     """
+    stage = Stage(prompt, output, limits, table, kept, checked, encodes)
+    return route(arrival_s, [stage], np.zeros(len(stage.prompt), np.int64), seed, with_timeline=with_timeline)[0]
+
+
+def route(
+    arrival_s: np.ndarray, stages: Sequence[Stage], last: np.ndarray, seed: int = 0, *, apart: bool = False,
+    with_timeline: bool = False,
+) -> list[Run]:  # fmt: skip
+    """Return what becomes of requests that stages are asked about in turn, a run per stage.
+
+    A request comes to the next stage when the stage before has written its last token. In a run, NaN times are those of
+    requests that never came there.
+
+    Args:
+        arrival_s: ascending, shape (r,).
+        stages: in the order in which they are asked.
+        last: number of the stage that answers each request, shape (r,).
+        seed: of the guesses that are kept.
+        apart: whether each stage has devices of its own; otherwise stages that have something to do take turns.
+        with_timeline: whether to keep a row per step of the first stage.
+
+    Raises:
+        ValueError: arrivals out of order.
+    """
     arrival = np.ascontiguousarray(arrival_s, dtype=np.float64)
-    long = [np.ascontiguousarray(a, dtype=np.int64) for a in (prompt, output)]
-    chances = np.zeros(0) if kept is None else np.ascontiguousarray(kept, dtype=np.float64)
-    guesses = len(chances) if checked is None else checked
     if not len(arrival) or (np.diff(arrival) < 0).any():
         raise ValueError(f"{len(arrival)} arrivals, which must be ascending")
-    most = int((long[0] + long[1]).max()) + guesses
-    if -(-most // limits.block_tokens) > limits.blocks or min(limits.requests, long[0].min(), long[1].min()) < 1:
-        raise ValueError(f"a request of {most} positions never fits {limits}")
-    room = limits._replace(positions=max(limits.positions, guesses + 1, 1 if limits.cuts else most))
-    start_s, first_s, end_s, sums, timeline = _run(
-        arrival, long[0], long[1], room, table, chances, guesses, np.uint64(seed), encodes, with_timeline
-    )
-    return Run(arrival, start_s, first_s, end_s, long[0], long[1], Sums(*sums), timeline)
-
-
-@njit(cache=True)
-def _run(
-    arrival: np.ndarray, prompt: np.ndarray, output: np.ndarray, limits: Limits, table: StepTable, kept: np.ndarray,
-    guesses: int, seed: np.uint64, encodes: bool, with_timeline: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[Any, ...], np.ndarray]:  # fmt: skip
-    """Return start, first token and end of each request, the sums and the timeline."""
-    n = len(arrival)
-    computed = np.zeros(n, np.int64)  # positions in the cache
-    written = np.zeros(n, np.int64)  # tokens
-    blocks = np.zeros(n, np.int64)
-    encoded = np.zeros(n, np.bool_)
-    taken = np.zeros(n, np.int64)  # positions in this step
-    start_s, first_s, end_s = np.full(n, -1.0), np.zeros(n), np.zeros(n)
-    run = np.empty(limits.requests, np.int64)
-    n_run, n_done, arrived = 0, 0, 0
-    # Who was preempted waits ahead of who never ran; the last preempted first, as it was admitted first.
-    back = np.empty(n, np.int64)
-    n_back, fresh = 0, 0
-    free = limits.blocks
-    now = arrival[0]
-    busy = joules = running_s = waiting_s = blocks_s = 0.0
-    peak = steps = positions = lost = preemptions = 0
-    timeline = np.empty((1024 if with_timeline else 0, SAMPLES))
-    while n_done < n:
-        while arrived < n and arrival[arrived] <= now:
-            arrived += 1
-        if n_run == 0 and n_back == 0 and fresh == arrived:
-            now = arrival[arrived]
-            continue
-        budget = limits.positions
-        decoding, context, rows, seen, logits, coming = 0, 0.0, 0, 0.0, 0, 0
-        was_short = False
-        i = 0
-        while i < n_run:
-            r = run[i]
-            need = prompt[r] + written[r] - computed[r]
-            decodes = written[r] > 0 and need == 1
-            if decodes:
-                need += guesses
-            take = min(need, budget)
-            taken[r] = 0
-            if take > 0 and (take == need or (limits.cuts and not decodes)):
-                more = -(-(computed[r] + take) // limits.block_tokens) - blocks[r]
-                while more > free:
-                    n_run -= 1
-                    last = run[n_run]
-                    free += blocks[last]
-                    lost += computed[last]
-                    preemptions += 1
-                    blocks[last], computed[last], encoded[last] = 0, 0, False
-                    back[n_back] = last
-                    n_back += 1
-                    was_short = True
-                    if last == r:
-                        break
-                if i == n_run:  # it gave up itself
-                    break
-                if more > 0:
-                    blocks[r] += more
-                    free -= more
-                taken[r] = take
-                budget -= take
-                if decodes:
-                    decoding += 1
-                    context += computed[r] + take
-                    logits += take
-                else:
-                    rows += take
-                    seen += take * (computed[r] + 0.5 * (take + 1))
-                    logits += take == need
-            i += 1
-        while not was_short and n_run < limits.requests and budget > 0 and (n_back > 0 or fresh < arrived):
-            r = back[n_back - 1] if n_back > 0 else fresh
-            need = prompt[r] + written[r]
-            take = min(need, budget)
-            if take < need and not limits.cuts:
-                break
-            whole = prompt[r] + output[r] + guesses if limits.reserves else take
-            more = -(-whole // limits.block_tokens)
-            if more > free:
-                break
-            if n_back > 0:
-                n_back -= 1
-            else:
-                fresh += 1
-            if start_s[r] < 0:
-                start_s[r] = now
-            if encodes and not encoded[r]:
-                encoded[r] = True
-                coming += 1
-            free -= more
-            blocks[r] = more
-            taken[r] = take
-            budget -= take
-            rows += take
-            seen += take * 0.5 * (take + 1)
-            logits += take == need
-            run[n_run] = r
-            n_run += 1
-        step_s, step_j = step_cost(table, decoding, context, rows, seen, logits, coming, guesses)
-        used = limits.blocks - free
-        n_waiting = _waiting(arrival, arrived, now, step_s)
-        running_s += n_run * step_s
-        waiting_s += (n_back + arrived - fresh) * step_s + n_waiting
-        blocks_s += used * step_s
-        peak = max(peak, used)
-        now += step_s
-        busy += step_s
-        joules += step_j
-        positions += limits.positions - budget
-        if with_timeline:
-            if steps == len(timeline):
-                longer = np.empty((2 * steps, SAMPLES))
-                longer[:steps] = timeline
-                timeline = longer
-            timeline[steps, 0], timeline[steps, 1] = now, n_run
-            timeline[steps, 2], timeline[steps, 3] = n_back + arrived - fresh, used
-            timeline[steps, 4], timeline[steps, 5] = decoding, rows
-        steps += 1
-        left = 0
-        for i in range(n_run):
-            r = run[i]
-            take = taken[r]
-            if take > 0:
-                whole = prompt[r] + written[r]
-                decodes = written[r] > 0 and computed[r] == whole - 1
-                computed[r] += take
-                if decodes or computed[r] == whole:
-                    gained = 1
-                    if decodes and guesses > 0:
-                        gained += _lucky(kept, seed, r, written[r])
-                    if written[r] == 0:
-                        first_s[r] = now
-                    written[r] = min(written[r] + gained, output[r])
-                    computed[r] = prompt[r] + written[r] - 1  # guesses that were not kept are forgotten
-                if written[r] == output[r]:
-                    end_s[r] = now
-                    free += blocks[r]
-                    blocks[r] = 0
-                    n_done += 1
-                    continue
-            run[left] = r
-            left += 1
-        n_run = left
-    sums = (now, busy, joules, running_s, waiting_s, blocks_s, peak, steps, positions, lost, preemptions)
-    return start_s, first_s, end_s, sums, timeline[:steps] if with_timeline else timeline
-
-
-@njit(cache=True)
-def _waiting(arrival: np.ndarray, arrived: int, now: float, step_s: float) -> float:
-    """Return the time that requests wait which arrive during a step."""
-    total = 0.0
-    while arrived < len(arrival) and arrival[arrived] < now + step_s:
-        total += now + step_s - arrival[arrived]
-        arrived += 1
-    return total
-
-
-@njit(cache=True)
-def _lucky(kept: np.ndarray, seed: np.uint64, request: int, written: int) -> int:
-    """Return how many guesses are kept: those whose chance lies above a number that is hashed from the place.
-
-    The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-    """
-    z = seed + np.uint64(request) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(written) * np.uint64(0xD1B54A32D192ED03)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    level = float(z >> np.uint64(11)) / 9007199254740992.0
-    n = 0
-    while n < len(kept) and level < kept[n]:
-        n += 1
-    return n
+    states = tuple(begin_at(s.prompt, s.output, s.limits) for s in stages)
+    timeline = run_all(
+        arrival, states, np.ascontiguousarray(last, dtype=np.int64), tuple(s.limits for s in stages),
+        tuple(s.table for s in stages), tuple(np.asarray(s.kept) for s in stages),
+        tuple(int(s.checked or 0) for s in stages), tuple(s.encodes for s in stages), np.uint64(seed), apart,
+        with_timeline,
+    )  # fmt: skip
+    runs: list[Run] = []
+    for state in states:
+        came = np.full(len(arrival), np.nan)
+        known = int(state.n[KNOWN])
+        came[state.queue[:known]] = state.ready_s[:known]
+        here = ~np.isnan(came)
+        start, first, end = (np.where(here, a, np.nan) for a in (state.start_s, state.first_s, state.end_s))
+        n, sums = state.n, [float(x) for x in state.sums]
+        end_s = float(np.nanmax(end)) if here.any() else float(arrival[0])
+        counts = [int(n[at]) for at in (PEAK, STEPS, POSITIONS, LOST, PREEMPTIONS)]
+        totals = Sums(end_s, sums[0], sums[1], sums[2], sums[3], sums[4], *counts)
+        runs.append(
+            Run(came, start, first, end, state.prompt, state.output, totals, timeline if not runs else timeline[:0])
+        )
+    return runs

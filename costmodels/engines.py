@@ -48,6 +48,7 @@ class EngineBatch:
         limits: what designs may break.
         devices: of all replicas.
         cuts: whether prompts are cut into chunks.
+        encodes: whether requests have images or sounds.
     """
 
     batch: DesignBatch
@@ -60,6 +61,7 @@ class EngineBatch:
     limits: list[Limit | ToldLimit]
     devices: np.ndarray
     cuts: np.ndarray
+    encodes: bool
 
     def table(self, row: int, end: int) -> StepTable:
         """Return the step times of a design."""
@@ -143,7 +145,17 @@ class Engines:
         costs = StepCosts(own, batch, extent, drafting, host.pass_s + host.block_s * n_blocks, host.step_s)
         room = self._room(batch, extent, costs, drafter, limits)
         return EngineBatch(
-            batch, costs, room, extent, prompt, depth, alive, limits, replicas * tensor * pipeline, chunk > 0
+            batch,
+            costs,
+            room,
+            extent,
+            prompt,
+            depth,
+            alive,
+            limits,
+            replicas * tensor * pipeline,
+            chunk > 0,
+            self.encodes,
         )
 
     def _longest(self) -> int:

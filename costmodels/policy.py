@@ -163,7 +163,7 @@ class PolicyEvaluator:
     def evaluate(self, batch: DesignBatch) -> MetricBatch:
         """Return the metrics of each design, row by row."""
         parts = []
-        for rows, stages in self._partition(batch):
+        for rows, stages in self.cascades(batch):
             for start in range(0, len(rows), CHUNK_ROWS):
                 some = rows[start : start + CHUNK_ROWS]
                 parts.append((some, self._evaluate(batch.take(some), stages)[0]))
@@ -172,14 +172,15 @@ class PolicyEvaluator:
     def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
         """Return the mean latency by role and what it does."""
         sums: dict[tuple[str, str, str, str], np.ndarray] = {}
-        for rows, stages in self._partition(batch):
+        for rows, stages in self.cascades(batch):
             _, parts = self._evaluate(batch.take(rows), stages)
             for label, part in parts.items():
                 sums.setdefault(label, np.zeros(len(batch)))[rows] += part
         return [Breakdown("latency_s", tuple(sums), np.stack(list(sums.values()), axis=1))]
 
     @staticmethod
-    def _partition(batch: DesignBatch) -> list[tuple[np.ndarray, list[str]]]:
+    def cascades(batch: DesignBatch) -> list[tuple[np.ndarray, list[str]]]:
+        """Return rows by cascade, with its stages."""
         if "cascade" not in batch:
             return [(np.arange(len(batch)), [TARGET])]
         values = np.broadcast_to(batch["cascade"], len(batch))
@@ -193,7 +194,7 @@ class PolicyEvaluator:
         Raises:
             ValueError: designs of different cascades, which have different stages.
         """
-        ((_, roles),) = self._partition(batch)
+        ((_, roles),) = self.cascades(batch)
         found, figures, n = self._cascaded(batch, roles), [], len(batch)
         routes = found.routes[1]
         for k, (role, stage) in enumerate(zip(roles, found.stages, strict=True)):
@@ -210,6 +211,16 @@ class PolicyEvaluator:
                 )
             )  # fmt: skip
         return figures
+
+    def routing(self, batch: DesignBatch) -> tuple[list[str], Routes, np.ndarray, np.ndarray, Sequence[Limit]]:
+        """Return stages, routes, self-tests (n, k - 1), tokens (1, q or 1, k) and laws of designs of one cascade.
+
+        Raises:
+            ValueError: designs of different cascades.
+        """
+        ((_, roles),) = self.cascades(batch)
+        found = self._cascaded(batch, roles)
+        return roles, found.routes[1], found.tests, found.lengths, found.limits
 
     def _cascaded(self, batch: DesignBatch, roles: list[str]) -> _Cascaded:
         n, requests = len(batch), np.broadcast_to(batch["batch"], len(batch)).astype(np.float64)

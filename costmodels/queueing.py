@@ -29,7 +29,6 @@ import numpy as np
 from costmodels.capacity import BLOCK_TOKENS, ENGINES, Engine
 from costmodels.engines import CHUNK_ROWS, EngineBatch, Engines
 from costmodels.served import LEVELS, Spent, answer, latency_parts, metrics_of
-from costmodels.serving import refuse_stages
 from costmodels.speculation import moments, n_steps
 from costmodels.stepmeans import N_LUCK, Kinds, Reading, StepMeans, reading, step_means
 from costmodels.waiting import LEVELS as POINTS
@@ -37,6 +36,7 @@ from costmodels.waiting import WEIGHTS, Line, line, quantiles, total
 from dse.designs import DesignBatch
 from dse.errors import UserError
 from dse.metrics import Limit, MetricBatch
+from dse.policy import is_stage
 from dse.problem import Problem
 from dse.protocols import Breakdown
 
@@ -74,7 +74,12 @@ class Queueing:
         Raises:
             UserError: stages of a cascade, which this model does not route to.
         """
-        refuse_stages("queueing", problem)
+        stages = [role for role in problem.models if is_stage(role)]
+        if stages:
+            raise UserError(
+                f"cost model 'queueing' serves one model with its drafters, the problem has {', '.join(stages)}",
+                "judge cascades with 'policy', below 'serving', which routes requests one by one",
+            )
         return QueueingEvaluator(problem, self.engine)
 
 

@@ -17,7 +17,7 @@ The interval of a figure is that of runs with all passes at their low and at the
 beyond capacity the queue grows, and the upper end is that of the requests simulated.
 
 Energy counts what steps take and a device's idle power between them; an accelerator's leakage between steps is left
-out. Left out too: sharing of common prefixes, pipeline stages, cascades, hosts and networks beyond ``policy.host``.
+out. Left out too: sharing of common prefixes, pipeline stages, hosts and networks beyond ``policy.host``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from typing import Final
 
 import numpy as np
 
-from costmodels.batching import Limits, Run, simulate
+from costmodels.batching import Run, simulate
+from costmodels.batchloop import Limits
 from costmodels.capacity import BLOCK_TOKENS, ENGINES, Capacity, Engine
 from costmodels.engines import CHUNK_ROWS, EngineBatch, Engines
 from costmodels.served import PREEMPTION, Spent, Timeline, answer, figures, latency_parts, metrics_of, span_s, timeline
@@ -37,13 +38,14 @@ from dse.errors import UserError
 from dse.metrics import Limit, MetricBatch
 from dse.policy import is_stage
 from dse.problem import Problem
-from dse.protocols import Breakdown
+from dse.protocols import Breakdown, Evaluator
 
 VERSION: Final = "1"
 WAVES: Final = 8
 """Requests that capacity is measured with, as a multiple of those that run at a time: filling and draining the engine
 costs up to about one part in so many."""
 FEWEST: Final = 64
+APART: Final = "apart"
 _VALUE: Final = 1
 
 
@@ -51,7 +53,8 @@ class Serving:
     """The serving cost model "serving".
 
     Args:
-        options: the seed and the engine ("vllm" by default), as "7,trtllm".
+        options: the seed, the engine ("vllm" by default), and "apart" where stages of a cascade have devices of their
+            own, as "7,trtllm,apart".
 
     Raises:
         UserError: another option.
@@ -63,48 +66,28 @@ class Serving:
     laws: frozenset[str] = frozenset({"breakdown_adds_up"})
 
     def __init__(self, options: str = "") -> None:
-        self.seed, self.engine = options_of("serving", options)
+        words = [word for word in options.split(",") if word]
+        engines = [word for word in words if word in ENGINES] or ["vllm"]
+        numbers = [word for word in words if word not in ENGINES and word != APART]
+        if (
+            len(numbers) > 1 or len(engines) > 1 or words.count(APART) > 1
+            or not all(w.isdecimal() and len(w) < 19 for w in numbers)
+        ):  # fmt: skip
+            raise UserError(
+                f"cost model 'serving': {options!r} is no seed, engine ({', '.join(ENGINES)}) and {APART!r}",
+                "write serving:7, serving:7,trtllm, or serving:7,apart for stages on devices of their own",
+            )
+        self.engine = ENGINES[engines[0]]
+        self.seed, self.apart = int(numbers[0]) if numbers else 0, APART in words
         self.name = f"serving:{options}" if options else "serving"
 
-    def prepare(self, problem: Problem) -> ServingEvaluator:
-        """Return the evaluator of a problem.
+    def prepare(self, problem: Problem) -> Evaluator:
+        """Return the evaluator of a problem; of one with stages that of :mod:`costmodels.routed`."""
+        if any(is_stage(role) for role in problem.models):
+            from costmodels.routed import RoutedEvaluator
 
-        Raises:
-            UserError: stages of a cascade, which this model does not route to.
-        """
-        refuse_stages("serving", problem)
+            return RoutedEvaluator(problem, self.seed, self.engine, self.apart)
         return ServingEvaluator(problem, self.seed, self.engine)
-
-
-def options_of(name: str, options: str) -> tuple[int, Engine]:
-    """Return the seed and the engine of a model's options, 0 and vLLM where they do not say.
-
-    Raises:
-        UserError: another option.
-    """
-    words = [word for word in options.split(",") if word]
-    engines = [word for word in words if word in ENGINES] or ["vllm"]
-    numbers = [word for word in words if word not in ENGINES]
-    if len(numbers) > 1 or len(engines) > 1 or not all(w.isdecimal() and len(w) < 19 for w in numbers):
-        raise UserError(
-            f"cost model {name!r}: {options!r} is no seed and engine ({', '.join(ENGINES)})",
-            f"write {name}:7, or {name}:7,trtllm",
-        )
-    return (int(numbers[0]) if numbers else 0), ENGINES[engines[0]]
-
-
-def refuse_stages(name: str, problem: Problem) -> None:
-    """Refuse problems with stages of a cascade.
-
-    Raises:
-        UserError: there is one.
-    """
-    stages = [role for role in problem.models if is_stage(role)]
-    if stages:
-        raise UserError(
-            f"cost model {name!r} serves one model with its drafters, the problem has {', '.join(stages)}",
-            "judge cascades with 'policy', or serve each stage in a study of its own",
-        )
 
 
 class ServingEvaluator:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodels.batching import Limits, simulate
+from costmodels.batching import simulate
+from costmodels.batchloop import Limits
 from costmodels.steptable import Curve, Surface, flat, plane, step_table
 
 ONE = Limits(requests=1, positions=1 << 40, blocks=1 << 40, block_tokens=16, cuts=False, reserves=False)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from costmodels.queueing import Queueing
 from costmodels.serving import Serving
 from costmodels.waiting import LEVELS, line, total
+from dse.cascades import CascadeProfile, StageProfile
 from dse.designs import DesignBatch
 from dse.errors import UserError
 from dse.hardware import read_hardware
@@ -161,8 +162,9 @@ def test_it_draws_nothing():
     with pytest.raises(UserError, match="queueing:trtllm"):
         Queueing("7")
     assert Queueing("trtllm").engine.reserves
+    cascade = CascadeProfile({"stage1": StageProfile(0.6), "target": StageProfile(0.9)})
     with pytest.raises(UserError, match="stage1"):
-        Queueing().prepare(_problem(roles={"stage1": "llama-3.2-1b"}))
+        Queueing().prepare(_problem(roles={"stage1": "llama-3.2-1b"}, policy=Policy(cascade=cascade)))
 
 
 def test_it_is_the_rung_below_the_simulation(tmp_path):
