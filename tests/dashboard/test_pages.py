@@ -13,6 +13,7 @@ import dashboard
 from agents.auto import Auto
 from agents.llm.arm import LlmArm
 from agents.llm.provider import SCRIPTS, Scripted
+from agents.standing import gains_in_order
 from dashboard.colouring import coloured
 from dse import Choice, Float, Rung, Scenario, Space, Study
 from dse.calls import designs_of
@@ -218,6 +219,27 @@ def test_one_design(database):
         start(page)
 
 
+def test_how_times_spread_over_requests(database):
+    served = study(
+        model="qwen2.5-coder-0.5b",
+        scenario=Scenario(prompt_tokens=64, output_tokens=16, n_requests=40, requests_per_s=20.0),
+        hardware="l40s",
+        space=Space(weight_bits=Choice(8, 16), batch=Choice(1, 4)),
+        objectives="min ttft_p95_s, min tpot_s",
+        cost_models=["serving"],
+    )
+    results = run(served, 4, database)
+    values = results.metrics.values
+    number = int(results.front().numbers[0])
+    app = start("design", design=str(number))
+    shown = table(app, "95 %").set_index("metric")
+    assert list(shown.columns) == ["mean", "50 %", "95 %", "99 %"]
+    assert set(shown.index) == {"ttft_s", "tpot_s", "latency_s"}
+    for name in shown.index:
+        expected = [values[n][number] for n in (name, *(f"{name[:-2]}_p{p}_s" for p in (50, 95, 99)))]
+        assert shown.loc[name].tolist() == expected
+
+
 def test_no_feasible_design(database):
     run(study(constraints="area_mm2 <= 0.001"), 8, database)
     app = start("front")
@@ -317,6 +339,11 @@ def test_the_arms_of_a_portfolio_are_told_apart(database):
         assert (rows.loc[f"auto > {arm}", "designs"] if n else 0) == n
     assert rows["designs"].sum() == 64
     assert rows["on the front"].sum() == len(results.front())
+    added = gains_in_order(results.objectives, results.violation, 0)
+    added[0] = 0.0  # the first design adds all there is
+    gp = (marks >= 0) & (marks % 16 == 0)
+    assert rows["credit"].sum() == pytest.approx(1.0)
+    assert rows["credit"].get("auto > gp", 0.0) == pytest.approx(added[gp].sum() / added.sum())
 
 
 def test_the_fidelity_page(database):
