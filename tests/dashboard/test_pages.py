@@ -17,6 +17,7 @@ from agents.standing import gains_in_order
 from dashboard.colouring import coloured
 from dse import Choice, Float, Rung, Scenario, Space, Study
 from dse.calls import designs_of
+from dse.errors import NameUnknown, UserError
 from dse.metrics import MetricBatch
 from dse.store import open_store, tables
 from dse.testing.samples import small_model
@@ -423,7 +424,6 @@ def test_controls_reach_a_running_study(database):
 
 def test_a_study_is_started_in_a_process_of_its_own(database, tmp_path):
     from dashboard import launching
-    from dse.errors import NameUnknown
 
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "tiny.py").write_text(
@@ -435,8 +435,8 @@ def test_a_study_is_started_in_a_process_of_its_own(database, tmp_path):
     app = start("studies")
     assert any("tiny.py" in option for s in app.selectbox for option in s.options)
     with pytest.raises(NameUnknown, match="study file"):
-        launching.start("../../etc/passwd", database, 1, 0)
-    log = launching.start("studies/tiny.py", database, 4, 0)
+        launching.start("../../etc/passwd", database, 1)
+    log = launching.start("studies/tiny.py", database, 4)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if "Next: dse show tiny" in log.read_text():
@@ -447,3 +447,5 @@ def test_a_study_is_started_in_a_process_of_its_own(database, tmp_path):
     assert store.study("tiny").n_designs == 4
     store.close()
     assert any("dse show tiny" in c.value for c in start("studies").code)
+    with pytest.raises(UserError, match="seed"):
+        launching.start("studies/tiny.py", database, 4, seed=5)
