@@ -22,6 +22,7 @@ from dashboard.views.shell import (
     wrapping,
 )
 from dse import picks as chosen_by
+from dse.front import Front
 from dse.results import Results
 
 _TABLE_ROWS: Final = 120
@@ -129,6 +130,8 @@ def tables(view: View, front: np.ndarray) -> None:
         if rows:
             _open_or_compare(results, rows, "table")
         prior_note(results, names)
+        if doubts := Front(results, front).doubts():
+            st.caption(f"{doubts}.")
     if lines.open:
         with lines:
             _parallel(results, front)

@@ -29,6 +29,7 @@ from dashboard.views.shell import (
 )
 from dse import catalogue
 from dse.errors import DseError, UserError
+from dse.front import Front
 from dse.metrics import METRICS
 from dse.results import Results
 from dse.shown import show_knob
@@ -87,6 +88,8 @@ def _number(view: View) -> int:
 def _verdict(view: View, number: int, record: dict[str, Any]) -> None:
     if record["is_feasible"]:
         st.success(f"design {number}: feasible" + (", on the front" if number in view.front else ""))
+        if doubt := Front(view.results, view.front).doubt(number):
+            st.caption(f"{doubt}.")
     else:
         st.warning(f"design {number}: not feasible")
         st.text(record["reason"] or record["status"])
