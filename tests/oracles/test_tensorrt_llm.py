@@ -62,7 +62,7 @@ def rank_correlation(a, b):
 
 
 @pytest.mark.slow
-def test_two_dense_models_on_two_gpus_each_judged_by_a_factor_from_the_other():
+def test_two_dense_models_on_two_gpus_each_judged_by_a_factor_from_the_other(validated):
     """Targets: rank correlation 0.95, mean absolute error 20 %; all 40 rows of 8B and 70B on Hopper."""
     table = [row for row in rows(("llama-3.1-8b", "llama-3.1-70b")) if row["device"] in HOPPER]
     assert len(table) == 40
@@ -71,6 +71,12 @@ def test_two_dense_models_on_two_gpus_each_judged_by_a_factor_from_the_other():
     assert rank_correlation(measured, held_out * measured) >= 0.95
     assert abs(held_out - 1).mean() <= 0.20
     assert abs(bare - 1).mean() <= 0.20  # with no factor at all
+    validated(
+        "serving", "tokens per second at saturation, Llama-3.1-8B and 3.3-70B on H100 and H200, FP8",
+        "TensorRT-LLM 1.0's tables", len(table),
+        {"held-out mean error {} %": 100 * abs(held_out - 1).mean(), "with no factor {} %": 100 * abs(bare - 1).mean(),
+         "rank correlation {}": rank_correlation(measured, held_out * measured)}, "20 %, rank 0.95",
+    )  # fmt: skip
 
 
 def test_a_row_of_each_gpu_as_it_comes():

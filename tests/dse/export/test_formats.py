@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from dse import catalogue
 from dse.acceptance import Acceptance
 from dse.cli.main import run
+from dse.designs import Design
 from dse.errors import DseError, UserError
 from dse.export import write_files
 from dse.export.report import write_report
@@ -514,19 +515,6 @@ def test_the_number_of_designs_that_new_was_given_is_run(tmp_path, monkeypatch, 
     assert '"designs": 5' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(shell, capsys):
-    assert run(["completion", shell]) == 0
-    assert "_DSE_COMPLETE" in capsys.readouterr().out
-
-
-def test_completion_completes():
-    environment = os.environ | {"_DSE_COMPLETE": "bash_complete", "COMP_WORDS": "dse exp", "COMP_CWORD": "1"}
-    code = "import sys; sys.argv = ['dse']; from dse.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "export" in done.stdout
-
-
 @pytest.mark.parametrize("exporter", sorted(set(EXPORTERS) - {"cascade-router"}))  # tests/costmodels/test_routerfile.py
 def test_every_exporter_takes_every_kind_of_design(random_design, exporter):
     """Designs of four models and more, on a device and on an accelerator: files, or a refusal in words."""
@@ -542,3 +530,18 @@ def test_accelerator_formats_refuse_devices(random_design):
     for exporter in ACCELERATORS:
         with pytest.raises(DseError, match="device"):
             catalogue.exporter(exporter).export(random_design("qwen2.5-coder-7b", 1))
+
+
+def test_what_cannot_be_said_of_one_of_several_models_is_told_with_its_place():
+    values = {"target/act_bits": 8, "stage1/act_bits": 4, "weight_bits": 4, "stage1/fuse_mlp": True}
+    chosen = evaluate_design(small_policy_problem(), values)[0]
+    labels = Design(chosen.design).changes()
+    assert {
+        "act_bits[target/decoder]": 8,
+        "act_bits[stage1/decoder]": 4,
+        "fuse_mlp[stage1/decoder]": True,
+    }.items() <= labels.items()
+    for role, told in (("target", False), ("stage1", True)):
+        missing = catalogue.exporter(f"autoround:{role}").export(chosen).not_expressible
+        assert any("fuse_mlp[stage1/decoder] = 1" in sentence for sentence in missing) == told
+        assert not any("target" in sentence for sentence in missing if role != "target")
