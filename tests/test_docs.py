@@ -78,8 +78,15 @@ def test_there_is_a_page_for_each_thing_of_your_own():
     assert all(f"(own/{page}.md)" in index for page in pages)
 
 
+def test_the_study_on_the_page_of_studies_runs(tmp_path):
+    whole, *_ = blocks("docs/studies.md")
+    found = {"__name__": "page"}
+    exec(compile(whole, "studies.md", "exec"), found)
+    assert len(found["study"].run(24, db=tmp_path / "a.db", executor="local", report=lambda _: None)) == 24
+
+
 def test_the_goal_and_the_ladder_in_the_docs_are_taken():
-    goal, ladder = blocks("docs/studies.md")
+    _, goal, ladder = blocks("docs/studies.md")
     found = {}
     exec(goal, found)
     parsed = Goal.parse(found["objectives"], found["constraints"], list(METRICS))

@@ -112,7 +112,7 @@ def test_a_what_if_design_is_the_same_design_as_in_a_study():
 
 
 def test_a_write_that_ends_half_way_leaves_what_was_there(tmp_path, monkeypatch):
-    """The disk fills, the writer is interrupted, or the process is killed: an old file stays whole, no new one comes."""
+    """The disk fills, a writer is interrupted, or a process is killed: old files stay whole, no new ones come."""
     old, new = tmp_path / "front.html", tmp_path / "new.html"
     old.write_text("old")
 
