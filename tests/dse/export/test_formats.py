@@ -500,6 +500,21 @@ def test_new_writes_a_study_that_loads(model, hardware, tmp_path, monkeypatch):
     assert run(["new", "My first \"study\" \\ 'x'", "--model", model, "--hardware", hardware]) == 2  # exists
 
 
+def test_new_asks_on_a_terminal_for_what_no_option_says(tmp_path):
+    """Answers typed at a terminal give the file that options of the same words give; an empty line takes the default."""
+    ours, theirs = os.openpty()
+    code = "import sys; from dse.cli.main import main; sys.argv = ['dse', 'new', 'asked']; main()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path) as p:
+        os.write(ours, b"llava-1.5-7b\n\nmemory_bytes <= 8 GiB\n")
+        assert p.wait(timeout=120) == 0, os.read(ours, 10_000)
+    os.close(theirs)
+    os.close(ours)
+    options = ["--model", "llava-1.5-7b", "--hardware", "npu-template", "--constraints", "memory_bytes <= 8 GiB"]
+    assert run(["new", "asked", *options, "--out", str(tmp_path / "options.py")]) == 0
+    asked, told = ((tmp_path / f"{name}.py").read_text() for name in ("asked", "options"))
+    assert asked.replace("asked.py", "options.py") == told.replace("asked.py", "options.py")
+
+
 def test_the_number_of_designs_that_new_was_given_is_run(tmp_path, monkeypatch, capsys):
     """By ``dse run`` as by ``python FILE``: the file says it once."""
     monkeypatch.chdir(tmp_path)
