@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import subprocess
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from costmodels.outside.exports import named_products
 from costmodels.outside.layers import Layers
 from costmodels.outside.process import DRIVER, find_python, run_driver
 from dse import catalogue
+from dse.export import write_files
 from dse.testing.samples import small_problem
 from dse.whatif import evaluate_design
 
@@ -50,7 +53,7 @@ Tagged.add_multi_constructor("!", lambda loader, tag, node: {"!": tag, **loader.
 
 @pytest.mark.parametrize("dataflow", FLOWS)
 def test_accelforge_describes_the_array(dataflow):
-    """By the fields of its published examples; AccelForge itself needs Python 3.12 and was not run."""
+    """Rows, columns, what stays and what is shared, bandwidths and products are the design's."""
     export, layers, products = exported("accelforge", dataflow=dataflow, pe_rows=16, pe_cols=32)
     files, n = texts(export), 0
     for name in [n for n in files if n.endswith("arch.yaml")]:
@@ -73,6 +76,35 @@ def test_accelforge_describes_the_array(dataflow):
             ]  # fmt: skip
             n += shape[f"m{i}"] * shape[f"n{i}"] * shape[f"k{i}"]
     assert n == sum(math.prod(layer.size) for layer in products.values())
+
+
+ACCELFORGE = """
+import json, sys
+import accelforge
+
+found = {}
+for folder in sys.argv[1:]:
+    spec = accelforge.Spec.from_yaml(folder + "/arch.yaml", folder + "/workload.yaml")
+    found[folder] = [[node.name for node in spec.arch.nodes], [einsum.name for einsum in spec.workload.einsums]]
+print("FOUND", json.dumps(found))
+"""
+
+# It wants Python 3.12 and packages that are not among ours, so there is a test only where an interpreter is named.
+if os.environ.get("DSE_ACCELFORGE_PYTHON"):
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dataflow", ["os", "ws", "is"])
+    def test_accelforge_reads_every_file(dataflow, tmp_path):
+        export, _, products = exported("accelforge", dataflow=dataflow, pe_rows=16, pe_cols=32)
+        folders = sorted({str(path.parent) for path in write_files(export, tmp_path) if path.suffix == ".yaml"})
+        command = [os.environ["DSE_ACCELFORGE_PYTHON"], "-c", ACCELFORGE, *folders]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.partition("FOUND ")[2])
+        assert all(
+            n == ["MainMemory", "GlobalBuffer", "ProcessingElement", "Register", "MAC"] for n, _ in found.values()
+        )
+        assert sum(len(einsums) for _, einsums in found.values()) == len(products)
 
 
 SCALESIM = """

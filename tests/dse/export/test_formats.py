@@ -501,7 +501,7 @@ def test_new_writes_a_study_that_loads(model, hardware, tmp_path, monkeypatch):
 
 
 def test_new_asks_on_a_terminal_for_what_no_option_says(tmp_path):
-    """Answers typed at a terminal give the file that options of the same words give; an empty line takes the default."""
+    """Answers typed at a terminal give the file that options give; an empty line takes the default."""
     ours, theirs = os.openpty()
     code = "import sys; from dse.cli.main import main; sys.argv = ['dse', 'new', 'asked']; main()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path) as p:
