@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dse.cli.completing import formats, studies_and_documents
+from dse.cli import completing
 from dse.cli.looking import stored_results
 from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
@@ -28,14 +28,14 @@ Example: dse export medical-vqa-edge 17 --to design
          dse export medical-vqa-edge front.html --to html
          dse export medical-vqa-edge sqlite:///optuna.db --to optuna"""
 )
-@click.argument("study", shell_complete=studies_and_documents)
+@click.argument("study", shell_complete=completing.studies_and_documents)
 @click.argument("what", metavar="[NUMBER | FILE | URL]", required=False)
 @click.option(
     "--to",
     "target",
     required=True,
     metavar="FORMAT",
-    shell_complete=formats,
+    shell_complete=completing.formats,
     help="csv, parquet: all designs; markdown, html: the front; optuna: all designs, to a URL. "
     "Else an exporter of one design: 'dse formats' lists them.",
 )

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from click.shell_completion import ShellComplete
 
 from dse import catalogue
-from dse.cli.main import run
+from dse.cli.main import dse, run
 from dse.store import open_store
 
 
@@ -19,31 +20,31 @@ def test_completion_scripts(shell, capsys):
     assert "_DSE_COMPLETE" in capsys.readouterr().out
 
 
-def completed(*words, cwd=None, **environment):
-    """What bash is offered for the last word."""
-    line = {"_DSE_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+def completed(*words):
+    """The plain words that are offered for the last word of a line."""
+    offered = ShellComplete(dse, {}, "dse", "_DSE_COMPLETE").get_completions(list(words[:-1]), words[-1])
+    return [item.value for item in offered if item.type == "plain"]
+
+
+def test_a_shell_gets_the_words(tmp_path):
+    """The whole way of bash, once: its variables in, a line per word out, nothing on stderr."""
+    line = {"_DSE_COMPLETE": "bash_complete", "COMP_WORDS": "dse exp", "COMP_CWORD": "1"}
     code = "import sys; sys.argv = ['dse']; from dse.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={k: v for k, v in os.environ.items() if k != "DSE_DB"} | line | environment,
-        capture_output=True, text=True, check=False, cwd=cwd,
-    )  # fmt: skip
-    assert not done.stderr
-    return [item.partition(",")[2] for item in done.stdout.splitlines() if item]
-
-
-def test_completion_completes():
-    assert completed("dse", "exp") == ["export"]
+        [sys.executable, "-c", code], env=os.environ | line, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (done.stdout, done.stderr) == ("plain,export\n", "")
 
 
 def test_completion_knows_formats_models_and_hardware():
-    assert completed("dse", "export", "x", "--to", "com") == ["compressed-tensors"]
-    every = completed("dse", "export", "x", "--to", "''")
+    assert completed("export", "x", "--to", "com") == ["compressed-tensors"]
+    every = completed("export", "x", "--to", "")
     assert set(every) == {*catalogue.listing("exporter"), "csv", "parquet", "markdown", "html", "optuna"}
-    assert completed("dse", "new", "x", "--model", "llava-1.5-7") == ["llava-1.5-7b"]
-    assert completed("dse", "evaluate", "--hardware", "npu") == ["npu-template"]
+    assert completed("new", "x", "--model", "llava-1.5-7") == ["llava-1.5-7b"]
+    assert completed("evaluate", "--hardware", "npu") == ["npu-template"]
 
 
-def test_completion_knows_the_studies_of_the_database_and_offers_no_word_that_a_shell_would_run(tmp_path):
+def test_completion_knows_the_studies_of_the_database_and_offers_no_word_that_a_shell_would_run(tmp_path, monkeypatch):
     names = ["medical-vqa", "medical_2.0", "other", "medical $(touch hacked)", "medical;id", "medical`id`", "-medical",
              "medical\nmedical-x", "medical'", "../medical"]  # fmt: skip
     store = open_store(str(tmp_path / "some.db"))
@@ -52,11 +53,14 @@ def test_completion_knows_the_studies_of_the_database_and_offers_no_word_that_a_
     store.close()
     at = str(tmp_path / "some.db")
     for words in (["front"], ["show"], ["export"], ["pause"], ["trace"], ["plot"], ["fidelity"], ["llm", "log"]):
-        found = completed("dse", *words, "--db", at, "medical")
+        found = completed(*words, "--db", at, "medical")
         assert sorted(found) == ["medical-vqa", "medical_2.0"], words
-        assert sorted(completed("dse", *words, "medical", DSE_DB=at)) == ["medical-vqa", "medical_2.0"]
-    assert completed("dse", "front", "--db", str(tmp_path / "none.db"), "me") == []
+        monkeypatch.setenv("DSE_DB", at)
+        assert sorted(completed(*words, "medical")) == ["medical-vqa", "medical_2.0"]
+        monkeypatch.delenv("DSE_DB")
+    assert completed("front", "--db", str(tmp_path / "none.db"), "me") == []
     (tmp_path / "broken.db").write_text("no database")
-    assert completed("dse", "front", "--db", str(tmp_path / "broken.db"), "me") == []
-    assert completed("dse", "front", "me", cwd=tmp_path) == []
+    assert completed("front", "--db", str(tmp_path / "broken.db"), "me") == []
+    monkeypatch.chdir(tmp_path)
+    assert completed("front", "me") == []
     assert not (tmp_path / "mfm-dse.db").exists(), "asking creates none"
