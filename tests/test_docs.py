@@ -157,6 +157,18 @@ def test_pages_that_follow_from_the_code_are_fresh():
         assert found_aside(text) == found_aside(shown), f"docs/{name}: make reference"
 
 
+def test_rows_of_validation_name_tests_that_measure_them():
+    """Each test compares its own rows when it runs; here, that there is such a test, and no row twice."""
+    rows = json.loads((ROOT / "docs" / "validation.json").read_text(encoding="utf-8"))["rows"]
+    assert len({(row["table"], row["what"]) for row in rows}) == len(rows) > 80
+    for row in rows:
+        path, name = row["test"].split("::")
+        _, _, test = (ROOT / path).read_text(encoding="utf-8").partition(f"def {name}(")
+        head = (ROOT / path).read_text(encoding="utf-8").partition(f"def {name}(")[0].rpartition("\n\n\n")[2]
+        assert "validated" in test.partition(")")[0] or f'"{row["what"]}"' in head, row["what"]
+        assert row["figures"] or row["result"]
+
+
 def found_aside(text):
     """A page without the numbers and rows that a search came to."""
 

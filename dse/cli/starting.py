@@ -83,7 +83,7 @@ Example: dse completion fish > ~/.config/fish/completions/dse.fish
 )
 @click.argument("shell", type=click.Choice(_SHELLS))
 def completion(shell: str) -> None:
-    """Print the completion script for SHELL: commands and options after a tab."""
+    """Print the completion script for SHELL: commands, options, studies, formats, models and hardware after a tab."""
     from click.shell_completion import get_completion_class
 
     from dse.cli.main import dse
