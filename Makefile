@@ -8,7 +8,8 @@
 # make bench-search  search methods on frozen spaces
 # make bench-agents  agents and samplers in the first designs
 # make bench-junk  what a language model without a clue costs
-# make reference  what of docs/ follows from the code: commands, knobs, metrics, shown output
+# make validation  the figures of docs/validation.json, written by the tests that validate (minutes)
+# make reference  what of docs/ follows from the code: commands, knobs, metrics, shown output, tables of validation
 # make docs       docs/ as pages, in build/docs
 # make dashboard  the web dashboard over the stored studies
 #
@@ -18,7 +19,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup.py
 
-.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search bench-agents bench-junk dashboard reference docs lock clean
+.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search bench-agents bench-junk dashboard validation reference docs lock clean
 
 study: .venv/runtime
 	@$(BIN)/dse run studies/medical_vqa_edge.py
@@ -63,6 +64,9 @@ bench-agents: .venv/dev
 
 bench-junk: .venv/dev
 	$(BIN)/python -m tests.benchmarks.search.junk
+
+validation: .venv/dev
+	$(BIN)/pytest -p no:xdist --timeout 1800 --record-validation
 
 reference: .venv/dev
 	$(BIN)/python scripts/reference.py

@@ -13,6 +13,7 @@ the same depth (a map by channel groups is another description, even where its g
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -172,8 +173,12 @@ class Design:
     def __hash__(self) -> int:
         return hash(self.hash)
 
-    def changes(self) -> dict[str, Value]:
-        """Return what differs from the reference design, per run of equal entries: label -> value."""
+    def changes(self, role: str | None = None) -> dict[str, Value]:
+        """Return what differs from the reference design: label -> value.
+
+        With a role, what concerns parts of other roles' models is left out. A label names the knob and where it has
+        that value: all, or components, with their roles if there are several.
+        """
         found: dict[str, Value] = {}
         for name, field in self.batch.schema.fields.items():
             row = self.batch[name][0]
@@ -181,8 +186,9 @@ class Design:
                 if row != field.default[0]:
                     found[name] = value_of(self.batch[name], 0)
                 continue
+            mine = np.array([role in (None, entry.role) or not entry.component for entry in field.entries])
             for value in dict.fromkeys(row.tolist()):
-                where = np.flatnonzero((row == value) & (row != field.default))
+                where = np.flatnonzero((row == value) & (row != field.default) & mine)
                 if len(where):
                     found[f"{name}[{describe_entries(self.batch.schema, name, where)}]"] = value
         return found
@@ -193,15 +199,14 @@ class Design:
 
 
 def describe_entries(schema: Schema, name: str, entries: np.ndarray) -> str:
-    """Return a short text for a set of entries of a field: "all", or the components with counts."""
+    """Return a short text for a set of entries of a field: "all", or components, of their roles if several, counted."""
     field = schema.fields[name]
     if len(entries) == len(field.entries):
         return "all"
-    total: dict[str, int] = {}
-    chosen: dict[str, int] = {}
-    for entry in field.entries:
-        total[entry.component or entry.role] = total.get(entry.component or entry.role, 0) + 1
-    for i in entries:
-        entry = field.entries[int(i)]
-        chosen[entry.component or entry.role] = chosen.get(entry.component or entry.role, 0) + 1
-    return ", ".join(c if chosen[c] == total[c] else f"{chosen[c]} of {total[c]} in {c}" for c in chosen)
+    several = len(schema.problem.models) > 1
+    places = [
+        "/".join([e.role] * (several or not e.component) + [e.component] * bool(e.component)) for e in field.entries
+    ]
+    chosen = Counter(places[int(i)] for i in entries)
+    total = Counter(places)
+    return ", ".join(p if n == total[p] else f"{n} of {total[p]} in {p}" for p, n in chosen.items())

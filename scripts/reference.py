@@ -1,6 +1,8 @@
-"""Write what of docs/ follows from the code: docs/cli.md, docs/knobs.md, and the output that docs/index.md shows.
+"""Write what of docs/ follows from the code: commands, knobs, shown output, tables of what was validated.
 
-``make reference``; tests fail while a page is not fresh.
+``make reference``; tests fail while a page is not fresh. Tables of validation come from docs/validation.json, which the
+tests that validate write (``make validation``): the page validation.md has all of them, and other pages those that they
+name between ``<!-- validation: TABLE -->`` and ``<!-- end of validation -->``.
 """
 
 from __future__ import annotations
@@ -8,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import json
 import os
 import re
 import shlex
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,7 +38,13 @@ stderr.
 
 def pages() -> dict[str, str]:
     """Return file name -> text of every page that follows from the code."""
-    return {"cli.md": cli_reference(), "knobs.md": knob_reference(), "index.md": with_output(DOCS / "index.md")}
+    found = {"cli.md": cli_reference(), "knobs.md": knob_reference(), "index.md": with_output(DOCS / "index.md")}
+    found["validation.md"] = validation_page()
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if page.name not in found and REGION.search(text):
+            found[page.name] = REGION.sub(lambda m: f"{m[1]}\n{validation_table(m[2])}\n{m[3]}", text)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -183,6 +193,76 @@ def knob_reference() -> str:
         cells = [f"`{metric.name}`", metric.unit, better, _escaped(metric.help), FORMULAS[metric.name]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------ validation
+
+REGION = re.compile(r"(<!-- validation: ([\w ]+) -->)\n.*?(<!-- end of validation -->)", re.DOTALL)
+VALIDATION_HEAD = """# What was validated
+
+Written by `scripts/reference.py` from [validation.json](validation.json), which the tests named here write (`make
+validation`, version {versions}). Every later run of a test compares what it finds with what stands here, at the digits
+shown, and fails where they differ. *Rows* are compared values; tests without a number draw theirs, or count by hand.
+*Target* is what was aimed at, where anything was. What a model leaves out is on its own page; figures there that rest
+on runs too long for tests name the command that prints them.
+"""
+TABLES = {
+    "models": "Descriptions of models",
+    "analytical": "`analytical`, accelerators",
+    "fusion": "Fusion",
+    "scalesim": "`analytical:scalesim`",
+    "simulated": "`simulated`, accelerators",
+    "crosscheck": "Exports that the tools ran",
+    "kernels": "`analytical`, kernels of devices",
+    "devices": "`analytical`, devices",
+    "step times": "`policy`, sums over growing contexts",
+    "policy": "`policy`, drafters and cascades",
+    "serving": "`serving`",
+    "prior": "`prior`",
+    "surrogate": "`surrogate`",
+    "allocation": "Best maps for a budget",
+}
+
+
+def _validation() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((DOCS / "validation.json").read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def validation_page() -> str:
+    """Return the page with every table, and the test behind each row."""
+    rows = _validation()
+    unknown = {row["table"] for row in rows} ^ set(TABLES)
+    if unknown:
+        raise SystemExit(f"tables without a title, or titles without a table: {', '.join(sorted(unknown))}")
+    parts = [VALIDATION_HEAD.format(versions=", ".join(sorted({row["version"] for row in rows})))]
+    for name, title in TABLES.items():
+        parts += [f"## {title}\n", validation_table(name), ""]
+        tests = dict.fromkeys(row["test"] for row in rows if row["table"] == name)
+        parts += ["Shown by " + ", ".join(f"`{test}`" for test in tests) + ".\n"]
+    return "\n".join(parts)
+
+
+def validation_table(name: str) -> str:
+    """Return one table; where all its rows have the same figures, each is a column."""
+    rows = [row for row in _validation() if row["table"] == name]
+    labels = list(rows[0]["figures"])
+    columns = labels if all(list(row["figures"]) == labels for row in rows) else []
+    has = {key: any(row[key] for row in rows) for key in ("n", "target")}
+    heads = ["compared", "with", *(["rows"] if has["n"] else [])]
+    heads += [" ".join(label.replace("{}", "").split()) for label in columns] or ["result"]
+    heads += ["target"] if has["target"] else []
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        values = {k: f"{v:,}" if isinstance(v, int) else f"{v:.{row['digits']}g}" for k, v in row["figures"].items()}
+        cells = [row["what"], row["against"], *([f"{row['n']:,}" if row["n"] else ""] if has["n"] else [])]
+        cells += [values[k] for k in columns] or [row["result"] or ", ".join(k.format(v) for k, v in values.items())]
+        lines.append(f"| {' | '.join(_bars(cell) for cell in [*cells, *([row['target']] if has['target'] else [])])} |")
+    return "\n".join(lines)
+
+
+def _bars(cell: str) -> str:
+    return cell.replace("|", "\\|")
 
 
 # ------------------------------------------------------------------------------------------------ shown output

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import json
+import math
 import os
 import shutil
 import socket
@@ -13,15 +15,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
+
+import dse
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+WRITTEN = pytest.StashKey[set]()
+VALIDATION = Path(__file__).parents[1] / "docs" / "validation.json"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-validation", action="store_true", help=f"run what validates, and write its figures to {VALIDATION}"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    del config
+    config.addinivalue_line("markers", "validates(table, what, against, result): a row of docs/validation.json")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     sys.addaudithook(_stay_at_home)
 
@@ -61,6 +76,104 @@ def pytest_make_collect_report(collector: pytest.Collector):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+# ------------------------------------------------------------------------------------------------ validation
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Recording runs the tests that validate, and no others."""
+    if config.getoption("--record-validation"):
+        items[:] = [i for i in items if "validated" in i.fixturenames or i.get_closest_marker("validates")]
+
+
+def compare_row(item: pytest.Item, row: dict) -> None:
+    """Hold a row against docs/validation.json, or write it there; numbers are compared at the digits that are stored.
+
+    A row is known by its table and by what it is about. Values between two roundings may fall to either, hence one unit
+    of the last digit.
+    """
+    row["figures"] = {
+        k: v if isinstance(v, int) else float(f"{v:.{row['digits']}g}") for k, v in row["figures"].items()
+    }
+    row["test"] = item.nodeid.partition("[")[0]
+    document = json.loads(VALIDATION.read_text(encoding="utf-8"))
+    rows = document["rows"]
+    at = [i for i, r in enumerate(rows) if (r["table"], r["what"]) == (row["table"], row["what"])]
+    if item.config.getoption("--record-validation"):
+        row["version"] = dse.__version__
+        item.config.stash.setdefault(WRITTEN, set()).add((row["test"], row["table"], row["what"]))
+        if at:
+            rows[at[0]] = row
+        else:
+            same = [i for i, r in enumerate(rows) if r["table"] == row["table"]]
+            rows.insert(same[-1] + 1 if same else len(rows), row)
+        VALIDATION.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    assert at, f"docs/validation.json has no row {row['what']!r} of {row['table']}: make validation"
+    stored = rows[at[0]]
+    for name in ("against", "n", "result", "target", "test", "digits"):
+        assert row[name] == stored[name], f"{row['what']}: {name}: make validation"
+    assert row["figures"].keys() == stored["figures"].keys(), f"{row['what']}: make validation"
+    for name, value in row["figures"].items():
+        assert near(value, stored["figures"][name], row["digits"]), (
+            f"{row['what']}, {name}: {value}, and docs/validation.json has {stored['figures'][name]}: make validation"
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Rows that a test wrote once, and did not write when it was run to record, are gone."""
+    options, written = session.config.option, session.config.stash.get(WRITTEN, set())
+    is_whole = not (options.markexpr or options.keyword or any("::" in a for a in session.config.args))
+    if options.record_validation and is_whole and session.testsfailed == 0:
+        ran = {item.nodeid.partition("[")[0] for item in session.items}
+        document = json.loads(VALIDATION.read_text(encoding="utf-8"))
+        document["rows"] = [
+            r for r in document["rows"] if r["test"] not in ran or (r["test"], r["table"], r["what"]) in written
+        ]
+        VALIDATION.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def near(value: float, stored: float, digits: int) -> bool:
+    """Return whether a rounded value is the stored one, or its neighbour by the last digit where both are measured."""
+    if isinstance(stored, int) or value == stored:
+        return value == stored
+    if not stored:
+        return False
+    return abs(value - stored) <= 1.02 * 10.0 ** (math.floor(math.log10(abs(stored))) - digits + 1)
+
+
+@pytest.fixture
+def validated(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Compares what a test measured with docs/validation.json, from which pages are written.
+
+    ``validated("analytical", "latency, prefill", "ZigZag 3.9.1", 18, {"median error {} %": 8.5}, target="15 %")``: the
+    table, what was compared, with what, in how many rows, and figures, each under words with a place for its value.
+    Whole numbers are compared exactly, others at ``digits`` significant digits.
+    """
+
+    def compare(
+        table: str, what: str, against: str, n: int, figures: dict[str, float], target: str = "", digits: int = 3
+    ) -> None:
+        plain = {k: int(v) if isinstance(v, int | np.integer) else float(v) for k, v in figures.items()}
+        row = {"table": table, "what": what, "against": against, "n": int(n), "result": "", "figures": plain}
+        compare_row(request.node, row | {"target": target, "digits": digits})
+
+    return compare
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    """A test that shows a law, marked ``validates(table, what, against, result)``, is a row without figures."""
+    outcome = yield
+    for mark in item.iter_markers("validates"):
+        table, what, against, result = mark.args
+        row = {"table": table, "what": what, "against": against, "n": 0, "result": result, "figures": {}}
+        compare_row(item, row | {"target": "", "digits": 0})
+    return outcome
+
+
+# ------------------------------------------------------------------------------------------------ databases
 
 
 @pytest.fixture(scope="session")

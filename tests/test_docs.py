@@ -78,8 +78,15 @@ def test_there_is_a_page_for_each_thing_of_your_own():
     assert all(f"(own/{page}.md)" in index for page in pages)
 
 
+def test_the_study_on_the_page_of_studies_runs(tmp_path):
+    whole, *_ = blocks("docs/studies.md")
+    found = {"__name__": "page"}
+    exec(compile(whole, "studies.md", "exec"), found)
+    assert len(found["study"].run(24, db=tmp_path / "a.db", executor="local", report=lambda _: None)) == 24
+
+
 def test_the_goal_and_the_ladder_in_the_docs_are_taken():
-    goal, ladder = blocks("docs/studies.md")
+    _, goal, ladder = blocks("docs/studies.md")
     found = {}
     exec(goal, found)
     parsed = Goal.parse(found["objectives"], found["constraints"], list(METRICS))
@@ -148,6 +155,18 @@ def test_pages_that_follow_from_the_code_are_fresh():
     for name, text in reference().pages().items():
         shown = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert found_aside(text) == found_aside(shown), f"docs/{name}: make reference"
+
+
+def test_rows_of_validation_name_tests_that_measure_them():
+    """Each test compares its own rows when it runs; here, that there is such a test, and no row twice."""
+    rows = json.loads((ROOT / "docs" / "validation.json").read_text(encoding="utf-8"))["rows"]
+    assert len({(row["table"], row["what"]) for row in rows}) == len(rows) > 80
+    for row in rows:
+        path, name = row["test"].split("::")
+        _, _, test = (ROOT / path).read_text(encoding="utf-8").partition(f"def {name}(")
+        head = (ROOT / path).read_text(encoding="utf-8").partition(f"def {name}(")[0].rpartition("\n\n\n")[2]
+        assert "validated" in test.partition(")")[0] or f'"{row["what"]}"' in head, row["what"]
+        assert row["figures"] or row["result"]
 
 
 def found_aside(text):

@@ -5,8 +5,7 @@ second): a folder per pair of operand widths, since the energy of a multiply-acc
 them. Each distinct product stands once, with its count and its widths in ``products.csv``.
 
 What the tools are told is what ``dse crosscheck`` runs, see :mod:`costmodels.outside.scalesim` and
-:mod:`costmodels.outside.zigzag`. AccelForge needs Python 3.12 and was not run on these files: they keep to the fields
-of its published examples.
+:mod:`costmodels.outside.zigzag`. AccelForge is run on them in a test, where there is an interpreter.
 """
 
 from __future__ import annotations

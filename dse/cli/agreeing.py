@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dse.cli.completing import study_argument
 from dse.cli.looking import stored_results
 from dse.cli.output import db_option, emit, json_option
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: dse fidelity medical-vqa-edge")
-@click.argument("study")
+@study_argument
 @db_option
 @json_option
 def fidelity(study: str, db: str | None, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dse.cli import completing
 from dse.cli.output import emit, json_option, read_size
 
 _COSTS = {"bytes": "weight_bytes", "seconds": "latency_s", "joules": "energy_j"}
@@ -14,8 +15,8 @@ _COSTS = {"bytes": "weight_bytes", "seconds": "latency_s", "joules": "energy_j"}
 @click.command(
     epilog="Example: dse allocate --model qwen2.5-vl-3b --hardware npu-template --profile p.jsonl --budget '2 GiB'"
 )
-@click.option("--model", required=True, help="Catalogue name or config.json.")
-@click.option("--hardware", required=True, help="Catalogue name or TOML file.")
+@click.option("--model", shell_complete=completing.models, required=True, help="Catalogue name or config.json.")
+@click.option("--hardware", shell_complete=completing.hardware, required=True, help="Catalogue name or TOML file.")
 @click.option("--image-px", default="336x336", show_default=True, help="Size of the image of a request.")
 @click.option("--profile", default=None, help="Quality profile; without one, the prior.")
 @click.option("--bits", default="2,3,4,6,8,16", show_default=True, help="Widths that weights may take.")

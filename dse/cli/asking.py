@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from dse.cli import completing
 from dse.cli.output import read_size
 from dse.errors import UserError
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from dse.problem import Problem
 
 _OPTIONS: Final = (
-    click.option("--model", help="Catalogue name, or path of a config.json."),
-    click.option("--hardware", help="Catalogue name, or path of a TOML file."),
+    click.option("--model", shell_complete=completing.models, help="Catalogue name, or path of a config.json."),
+    click.option("--hardware", shell_complete=completing.hardware, help="Catalogue name, or path of a TOML file."),
     click.option("--set", "settings", multiple=True, metavar="KNOB=VALUE", help="A knob's value; repeatable."),
     click.option("--prompt-tokens", type=int, default=128, show_default=True),
     click.option("--output-tokens", type=int, default=128, show_default=True),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dse.cli.completing import study_argument
 from dse.cli.looking import stored_results
 from dse.cli.output import db_option, emit, json_option
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: dse crosscheck medical-vqa-edge 17 --with scalesim --phase decode")
-@click.argument("study")
+@study_argument
 @click.argument("number", type=int)
 @click.option("--with", "tool", required=True, metavar="TOOL", help="scalesim or zigzag, or a plug-in's.")
 @click.option("--python", default="", metavar="PATH", help="Interpreter of the environment that has the tool.")

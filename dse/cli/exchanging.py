@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dse.cli import completing
 from dse.cli.looking import stored_results
 from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from dse.protocols import Chosen
     from dse.results import Results
 
-_WHOLE = ("csv", "parquet", "markdown", "html", "optuna")
+WHOLE = ("csv", "parquet", "markdown", "html", "optuna")
 
 
 @click.command(
@@ -27,13 +28,14 @@ Example: dse export medical-vqa-edge 17 --to design
          dse export medical-vqa-edge front.html --to html
          dse export medical-vqa-edge sqlite:///optuna.db --to optuna"""
 )
-@click.argument("study")
+@click.argument("study", shell_complete=completing.studies_and_documents)
 @click.argument("what", metavar="[NUMBER | FILE | URL]", required=False)
 @click.option(
     "--to",
     "target",
     required=True,
     metavar="FORMAT",
+    shell_complete=completing.formats,
     help="csv, parquet: all designs; markdown, html: the front; optuna: all designs, to a URL. "
     "Else an exporter of one design: 'dse formats' lists them.",
 )
@@ -60,7 +62,7 @@ def export(
 
     STUDY is a stored study, or a design document that '--to design' wrote.
     """
-    if target in _WHOLE:
+    if target in WHOLE:
         if not what:
             raise UserError(f"--to {target} needs a file or URL", f"dse export {study} WHERE --to {target}")
         _export_all(study, what, target, stored_results(study, db), front_only, overwrite, as_json)

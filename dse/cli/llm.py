@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dse.cli.completing import study_argument
 from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
 
@@ -43,7 +44,7 @@ def _compared(edits: list[Edit], results: Results) -> tuple[dict[Any, int], dict
 
 
 @llm.command(epilog="Example: dse llm log medical-vqa-edge")
-@click.argument("study")
+@study_argument
 @db_option
 @json_option
 def log(study: str, db: str | None, as_json: bool) -> None:
@@ -92,7 +93,7 @@ def log(study: str, db: str | None, as_json: bool) -> None:
 
 
 @llm.command(epilog="Example: dse llm show medical-vqa-edge 3")
-@click.argument("study")
+@study_argument
 @click.argument("number", type=int)
 @db_option
 @json_option

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dse.cli.asking import design_options, problem_of, settings_of
+from dse.cli.completing import study_argument
 from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
 from dse.text import printable
@@ -79,7 +80,7 @@ def _ago(then_s: float) -> str:
 
 
 @click.command(epilog="Example: dse front medical-vqa-edge")
-@click.argument("study")
+@study_argument
 @click.option(
     "--fidelity", metavar="NAME", help="Within which combination, e.g. analytical.  [default: the highest reached]"
 )
@@ -99,7 +100,7 @@ def front(study: str, fidelity: str | None, db: str | None, as_json: bool) -> No
 
 
 @click.command(epilog="Example: dse show medical-vqa-edge 17")
-@click.argument("study")
+@study_argument
 @click.argument("number", type=int)
 @db_option
 @json_option

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dse.cli.completing import study_argument
 from dse.cli.looking import stored_results
 from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
@@ -16,7 +17,7 @@ from dse.errors import UserError
 Example: dse plot medical-vqa-edge --out front.html
          dse plot medical-vqa-edge --kind breakdown --design 17 --out design-17.png"""
 )
-@click.argument("study")
+@study_argument
 @click.option("--kind", default="front", show_default=True, help="front, growth, importance or breakdown.")
 @click.option("--x", "across", metavar="METRIC", help="Of a front: what goes across.  [default: the first objective]")
 @click.option("--y", "up", metavar="METRIC", help="Of a front: what goes up.  [default: the second objective]")

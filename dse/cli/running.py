@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dse.cli.completing import study_argument
 from dse.cli.output import db_option, emit, json_option
 from dse.errors import UserError
 
@@ -162,7 +163,7 @@ def _request(name: str, db: str | None, request: str, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: dse pause medical-vqa-edge")
-@click.argument("study")
+@study_argument
 @db_option
 @json_option
 def pause(study: str, db: str | None, as_json: bool) -> None:
@@ -171,7 +172,7 @@ def pause(study: str, db: str | None, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: dse resume medical-vqa-edge")
-@click.argument("study")
+@study_argument
 @db_option
 @json_option
 def resume(study: str, db: str | None, as_json: bool) -> None:
@@ -180,7 +181,7 @@ def resume(study: str, db: str | None, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: dse stop medical-vqa-edge")
-@click.argument("study")
+@study_argument
 @db_option
 @json_option
 def stop(study: str, db: str | None, as_json: bool) -> None:

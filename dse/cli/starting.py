@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from dse.cli import completing
 from dse.errors import UserError
 
 _SHELLS: Final = ("bash", "zsh", "fish")
@@ -20,8 +21,8 @@ _INSTALL: Final = {
 
 @click.command(epilog="Example: dse new medical-vqa --model qwen2.5-vl-3b --hardware h100-sxm-80gb")
 @click.argument("name")
-@click.option("--model", help="Catalogue name, or path of a config.json.")
-@click.option("--hardware", help="Catalogue name, or path of a TOML file.")
+@click.option("--model", shell_complete=completing.models, help="Catalogue name, or path of a config.json.")
+@click.option("--hardware", shell_complete=completing.hardware, help="Catalogue name, or path of a TOML file.")
 @click.option("--objectives", help="What to minimise or maximise.  [default: latency, energy, quality]")
 @click.option("--constraints", help="Bounds on metrics, such as 'memory_bytes <= 4 GiB'.")
 @click.option("--prompt-tokens", type=click.IntRange(0), help="Text tokens of a request.  [default: 128]")
@@ -82,7 +83,7 @@ Example: dse completion fish > ~/.config/fish/completions/dse.fish
 )
 @click.argument("shell", type=click.Choice(_SHELLS))
 def completion(shell: str) -> None:
-    """Print the completion script for SHELL: commands and options after a tab."""
+    """Print the completion script for SHELL: commands, options, studies, formats, models and hardware after a tab."""
     from click.shell_completion import get_completion_class
 
     from dse.cli.main import dse

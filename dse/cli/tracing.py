@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from dse.cli.completing import study_argument
 from dse.cli.looking import stored_results
 from dse.cli.output import db_option, emit, json_option
 
 
 @click.command(epilog="Example: dse trace medical-vqa-edge 17 --phase decode --out trace.json")
-@click.argument("study")
+@study_argument
 @click.argument("number", type=int)
 @click.option("--phase", default="prefill", show_default=True, help="encode, prefill or decode.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), metavar="FILE", help="File to write.")

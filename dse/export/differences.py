@@ -101,7 +101,7 @@ def beyond(chosen: Chosen, covered: Iterable[str], role: str = "target") -> tupl
     known = set(covered)
     fields = chosen.design.schema.fields
     missing: list[str] = []
-    for label, value in Design(chosen.design).changes().items():
+    for label, value in Design(chosen.design).changes(role).items():
         name = label.partition("[")[0]
         if name not in known and fields[name].knob.scope not in _SERVED:
             missing.append(f"no word for {label} = {value}: {fields[name].knob.help}")

@@ -29,17 +29,22 @@ def _little(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.5, 0.7])
-def test_one_place_and_equal_steps_wait_as_in_m_d_1(rate):
+def test_one_place_and_equal_steps_wait_as_in_m_d_1(rate, validated):
     """M/D/1: W = rho s / (2 (1 - rho)) with s = 1 (Pollaczek, Khinchine)."""
     mean, error, run = _waits(rate, np.ones(1_500_000), step_table(linear=flat(1.0)), seed=11)
     expected = rate / (2 * (1 - rate))
     assert error <= 0.007 * expected
     assert abs(mean - expected) <= 3 * error
+    validated(
+        "serving", f"mean wait at one place, equal lengths, load {rate}", "M/D/1 (Pollaczek, Khinchine)", 1_500_000,
+        {"off by {} standard errors": abs(mean - expected) / error, "of {} % of the mean": 100 * error / expected},
+        "3 standard errors of at most 0.7 %", digits=2,
+    )  # fmt: skip
     _little(run)
 
 
 @pytest.mark.slow
-def test_one_place_and_random_lengths_wait_as_in_m_g_1():
+def test_one_place_and_random_lengths_wait_as_in_m_g_1(validated):
     """M/G/1: W = lambda E[S^2] / (2 (1 - rho)); a service takes 1 ms per position, of 1 to 1,000 positions."""
     prompt = np.random.default_rng(5).integers(1, 1001, 3_000_000)
     table = step_table(linear=Curve(np.array([0.0, 1000.0]), np.array([0.0, 1.0]), np.zeros(2)))
@@ -49,9 +54,20 @@ def test_one_place_and_random_lengths_wait_as_in_m_g_1():
     expected = rate * square / (2 * (1 - 0.6))
     assert error <= 0.007 * expected
     assert abs(found - expected) <= 3 * error
+    validated(
+        "serving", "mean wait at one place, lengths of 1 to 1,000, load 0.6", "M/G/1 (Pollaczek, Khinchine)", 3_000_000,
+        {"off by {} standard errors": abs(found - expected) / error, "of {} % of the mean": 100 * error / expected},
+        "3 standard errors of at most 0.7 %", digits=2,
+    )  # fmt: skip
     _little(run)
 
 
+@pytest.mark.validates(
+    "serving",
+    "sojourn times, positions computed, drawn engines and loads",
+    "Little's law; a count of positions",
+    "equal to 1e-9",
+)
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 3), st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=30),
@@ -80,6 +96,7 @@ def test_every_run_keeps_its_laws(requests, places, positions, blocks, cuts, res
     assert len(run.timeline) == run.sums.steps
 
 
+@pytest.mark.validates("serving", "three requests", "by hand", "equal")
 def test_three_requests_by_hand():
     """Steps of 1 s, two places: A and B run while C waits for a place.
 
@@ -95,6 +112,7 @@ def test_three_requests_by_hand():
     assert run.sums.running_s == 8.0
 
 
+@pytest.mark.validates("serving", "preemption", "by hand", "equal")
 def test_preemption_by_hand():
     """Four blocks of 4, two prompts of 8: at the ninth position both need a third block, and there is none.
 

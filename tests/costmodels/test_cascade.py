@@ -52,6 +52,7 @@ def _enumerate(table, threshold, tests, kept, cost):
     return paths
 
 
+@pytest.mark.validates("policy", "cascades, drawn tables", "enumeration of every path", "equal to 1e-12")
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), q=st.integers(1, 7), k=st.integers(1, 4), m=st.integers(0, 3))
 def test_the_recursion_is_the_enumeration_of_every_path(seed, q, k, m):
@@ -208,6 +209,12 @@ def _summaries():
     return found
 
 
+@pytest.mark.validates(
+    "policy",
+    "best two-stage cascades within published budgets, four data sets",
+    "FrugalGPT's summaries",
+    "ordered as published, none worse than the best single model of its price",
+)
 @pytest.mark.parametrize("data_set", ["HEADLINES", "COQA", "AGNEWS", "OVERRULING"])
 def test_the_order_of_published_cascades_by_cost_and_accuracy(data_set):
     """FrugalGPT's summaries: accuracies and prices of single models in, the best two-stage cascade within each budget

@@ -1,4 +1,4 @@
-"""Files for SCALE-Sim, ZigZag and AccelForge: what they say of the products, and real runs of the first two."""
+"""Files for SCALE-Sim, ZigZag and AccelForge: what they say of the products, and real runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import subprocess
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from costmodels.outside.exports import named_products
 from costmodels.outside.layers import Layers
 from costmodels.outside.process import DRIVER, find_python, run_driver
 from dse import catalogue
+from dse.export import write_files
 from dse.testing.samples import small_problem
 from dse.whatif import evaluate_design
 
@@ -50,7 +53,7 @@ Tagged.add_multi_constructor("!", lambda loader, tag, node: {"!": tag, **loader.
 
 @pytest.mark.parametrize("dataflow", FLOWS)
 def test_accelforge_describes_the_array(dataflow):
-    """By the fields of its published examples; AccelForge itself needs Python 3.12 and was not run."""
+    """Rows, columns, what stays and what is shared, bandwidths and products are the design's."""
     export, layers, products = exported("accelforge", dataflow=dataflow, pe_rows=16, pe_cols=32)
     files, n = texts(export), 0
     for name in [n for n in files if n.endswith("arch.yaml")]:
@@ -73,6 +76,75 @@ def test_accelforge_describes_the_array(dataflow):
             ]  # fmt: skip
             n += shape[f"m{i}"] * shape[f"n{i}"] * shape[f"k{i}"]
     assert n == sum(math.prod(layer.size) for layer in products.values())
+
+
+ACCELFORGE = """
+import json, sys
+import accelforge
+
+found = {}
+for folder in sys.argv[1:]:
+    spec = accelforge.Spec.from_yaml(folder + "/arch.yaml", folder + "/workload.yaml")
+    found[folder] = [[node.name for node in spec.arch.nodes], [einsum.name for einsum in spec.workload.einsums]]
+print("FOUND", json.dumps(found))
+"""
+
+# It wants Python 3.12 and packages that are not among ours, so there is a test only where an interpreter is named.
+if os.environ.get("DSE_ACCELFORGE_PYTHON"):
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dataflow", ["os", "ws", "is"])
+    def test_accelforge_reads_every_file(dataflow, tmp_path):
+        export, _, products = exported("accelforge", dataflow=dataflow, pe_rows=16, pe_cols=32)
+        folders = sorted({str(path.parent) for path in write_files(export, tmp_path) if path.suffix == ".yaml"})
+        command = [os.environ["DSE_ACCELFORGE_PYTHON"], "-c", ACCELFORGE, *folders]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.partition("FOUND ")[2])
+        assert all(
+            n == ["MainMemory", "GlobalBuffer", "ProcessingElement", "Register", "MAC"] for n, _ in found.values()
+        )
+        assert sum(len(einsums) for _, einsums in found.values()) == len(products)
+
+    @pytest.mark.slow
+    def test_accelforge_maps_a_decode_product_in_the_time_that_its_bits_take(tmp_path):
+        """Its mapper (which draws with Graphviz' dot) on the lightest product of one row: bound by DRAM, as ours is."""
+        export, layers, products = exported("accelforge", dataflow="ws", pe_rows=16, pe_cols=32)
+        _, layer = min(
+            ((n, p) for n, p in products.items() if n.startswith("decode") and p.bits[1] < 16),
+            key=lambda item: math.prod(item[1].size),
+        )
+        write_files(export, tmp_path)
+        folder = next(p.parent for p in tmp_path.glob("*/workload.yaml") if p.parent.name == _folder(layer))
+        work = yaml.safe_load((folder / "workload.yaml").read_text())["workload"]
+        one = next(e for e in work["einsums"] if shape_of(work, e) == layer.size)
+        ranks = {rank for access in one["tensor_accesses"] for rank in access["projection"]}
+        work["iteration_space_shape"] = {r: v for r, v in work["iteration_space_shape"].items() if r in ranks}
+        names = {access["name"] for access in one["tensor_accesses"]}
+        work["bits_per_value"] = {n: v for n, v in work["bits_per_value"].items() if n in names}
+        work["einsums"] = [one]
+        (folder / "one.yaml").write_text(json.dumps({"workload": work}))
+        code = (
+            "import sys, accelforge; from accelforge.util.parallel import set_n_parallel_jobs; set_n_parallel_jobs(1)\n"
+            "spec = accelforge.Spec.from_yaml(*sys.argv[1:])\n"
+            "print('FOUND', spec.map_workload_to_arch().latency())"
+        )
+        command = [os.environ["DSE_ACCELFORGE_PYTHON"], "-c", code, str(folder / "arch.yaml"), str(folder / "one.yaml")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        m, n, k = layer.size
+        bits = m * k * layer.bits[0] + k * n * layer.bits[1] + m * n * 16
+        assert float(done.stdout.partition("FOUND ")[2]) == pytest.approx(
+            bits / (8 * layers.dram_bytes_per_s), rel=1e-6
+        )
+
+    def _folder(layer):
+        return f"a{layer.bits[0]:g}_b{layer.bits[1]:g}"
+
+    def shape_of(work, einsum):
+        sizes = work["iteration_space_shape"]
+        (m, k), (_, n) = (access["projection"] for access in einsum["tensor_accesses"][:2])
+        return tuple(int(sizes[rank].rpartition("< ")[2]) for rank in (m, n, k))
 
 
 SCALESIM = """

@@ -91,6 +91,12 @@ def is_legal(parts, edges):
     return True
 
 
+@pytest.mark.validates(
+    "fusion",
+    "every edge of a block that may be fused, alone",
+    "the bytes that cross it, by hand",
+    "saves exactly those",
+)
 @pytest.mark.parametrize("leaf_pair", leaf_pairs())
 def test_an_edge_saves_what_crosses_it(leaf_pair):
     """With memory for everything, fusing one edge saves its read, and the write where nobody else reads it."""
@@ -124,6 +130,7 @@ def test_two_operators_by_hand():
     assert kept[WEIGHT_BYTES] == 64 * 64 * 2
 
 
+@pytest.mark.validates("fusion", "a gated MLP in row tiles: bytes and on-chip memory", "by hand", "equal")
 def test_an_mlp_by_hand():
     """Gate, up, activation, product, down: 64 -> 160 -> 64. Hidden features pass in chunks of 8."""
     shape = {"tile_m": 8, "tile_n": 8, "tile_k": 8, "loop_order": "mnk", "pe_rows": 8, "pe_cols": 8}
@@ -292,6 +299,7 @@ def brute_force(parts, members, alone, fused):
     return best
 
 
+@pytest.mark.validates("fusion", "best partition of half a block, random costs", "all subsets of its edges", "equal")
 @pytest.mark.parametrize("seed", range(4))
 def test_the_best_partition_is_the_best_of_all_subsets_of_edges(seed):
     """Random costs, so that no structure of ours helps; the MLP half of a block: 2^9 subsets."""
@@ -310,6 +318,7 @@ def test_the_best_partition_is_the_best_of_all_subsets_of_edges(seed):
     assert cost == pytest.approx(sum(fused[g] for g in groups) + sum(alone[op] for op in lone), rel=1e-12)
 
 
+@pytest.mark.validates("fusion", "a best partition, put into the problem", "what was promised for each block", "equal")
 @pytest.mark.parametrize("sram", [2**12, 2**14, 2**16, 2**24])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_the_best_partition_costs_what_it_says(phase, sram):

@@ -263,17 +263,22 @@ def real_problem():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_scalesim_agrees_on_a_designs_heaviest_products(phase, interpreter):
+def test_scalesim_agrees_on_a_designs_heaviest_products(phase, interpreter, validated):
     python = interpreter("DSE_SCALESIM_PYTHON")
     chosen = design(real_problem(), dataflow="ws", weight_bits="4", act_bits="8")
     found = scalesim.ScaleSim().check(chosen, phase, 2, python, 20.0)
     assert [p.error for p in found.products] == ["", ""]
-    assert all(p.ours[found.compared] == p.tool["cycles"] for p in found.products)
+    equal = sum(p.ours[found.compared] == p.tool["cycles"] for p in found.products)
+    assert equal == 2
+    validated(
+        "crosscheck", f"cycles of exported products, Qwen2.5-0.5B, {phase}", "SCALE-Sim 3.0.0, run by the test", 2,
+        {"{} equal": equal}, "all",
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dataflow", FLOWS)
-def test_zigzag_takes_our_description_and_agrees_on_decoding(dataflow, interpreter):
+def test_zigzag_takes_our_description_and_agrees_on_decoding(dataflow, interpreter, validated):
     """A decode pass is bound by DRAM, whatever the mapping: the weights' bits over the bandwidth, on both sides.
 
     Ours also reads scales, 16 bits for every group of 128 weights, hence the allowance.
@@ -286,6 +291,12 @@ def test_zigzag_takes_our_description_and_agrees_on_decoding(dataflow, interpret
         weights_alone = p.checked[1] * p.checked[2] / 8
         assert p.tool["cycles"] >= weights_alone
         assert p.tool["cycles"] == pytest.approx(p.ours[found.compared], rel=0.05)
+    off = [100 * (p.ours[found.compared] / p.tool["cycles"] - 1) for p in found.products]
+    validated(
+        "crosscheck", f"latency of exported products, Qwen2.5-0.5B, decode, dataflow {dataflow}",
+        "ZigZag 3.9.1, run by the test", len(off),
+        {"error: least {} %": min(off), "most {} %": max(off)}, "5 %", digits=2,
+    )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from dse.params import Choice
 from dse.problem import Problem
 from dse.scenario import Scenario
 from dse.space import Space
+from tests.benchmarks import quality
 
 
 def evaluate(model="llama", hardware="h100-sxm-80gb", **values):
@@ -162,3 +163,18 @@ def test_the_fits_are_those_of_the_table():
     assert 1.0 < fits().pruning[1] < 2.0
     assert list(fits().token_share) == sorted(fits().token_share)
     assert np.all(np.diff(fits().token_loss) < 0)
+
+
+@pytest.mark.parametrize("part", ["sizes_left_out", "families_unseen"])
+def test_published_rows_that_were_left_out_of_the_fit(part, validated):
+    """Sizes of LLaMA-1 in turn by the fit to the others, and two families that the table of weights does not have."""
+    for name, (loss, told, factor) in getattr(quality, part)().items():
+        off = np.exp(np.abs(np.log(told / loss)))
+        error = 100 * np.abs(np.exp(told - loss) - 1)
+        assert off.max() <= factor
+        validated(
+            "prior", f"loss of weights at 3 and 4 bits, {name} left out", "tables of OmniQuant, EfficientQAT, GPTQ",
+            len(loss), {"factor on the loss: median {}": np.median(off), "most {}": off.max(),
+                        "error of perplexity: median {} %": np.median(error), "most {} %": error.max()},
+            f"interval: factor {factor:g}", digits=2,
+        )  # fmt: skip

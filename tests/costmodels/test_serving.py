@@ -48,7 +48,7 @@ def _values(problem, options="", **knobs):
 @pytest.mark.parametrize(
     ("model", "extra"), [("llama-3.1-8b", {}), ("qwen2.5-vl-3b", {"images": 1, "image_px": (448, 448)})]
 )
-def test_requests_that_never_meet_take_what_a_request_alone_takes(model, extra):
+def test_requests_that_never_meet_take_what_a_request_alone_takes(model, extra, validated):
     """One request at a time, the next one long after: encode, prefill and decode of the model for whole requests."""
     problem = _problem(model, trace=[(1e3 * i, 512, 65) for i in range(20)], **extra)
     batch = _batch(problem, batch=[1])
@@ -56,6 +56,11 @@ def test_requests_that_never_meet_take_what_a_request_alone_takes(model, extra):
     assert served.values["queue_s"][0] == 0.0
     for name, tolerance in (("ttft_s", 0.02), ("tpot_s", 0.005), ("latency_s", 0.005)):
         assert served.values[name][0] == pytest.approx(alone.values[name][0], rel=tolerance)
+    validated(
+        "serving", f"a request that meets no other, {model}", "`policy`", 20,
+        {f"{name} off by {{}} %": 100 * max(abs(served.values[name][0] / alone.values[name][0] - 1), 1e-6)
+         for name in ("ttft_s", "tpot_s", "latency_s")}, "2 %, 0.5 %, 0.5 %", digits=1,
+    )  # fmt: skip
     for name in ("ttft", "tpot", "latency"):
         spread = [served.values[f"{name}_{p}_s"][0] for p in ("p50", "p95", "p99")]
         assert spread == pytest.approx([served.values[f"{name}_s"][0]] * 3)
@@ -175,15 +180,23 @@ def _tokens(reported_bytes, requests, used_ratio):
     return float(room.n_blocks[0]) * 16
 
 
-def test_room_of_real_vllm_runs():
+def test_room_of_real_vllm_runs(validated):
     """LLMServingSim bench/examples/*/vllm/meta.json: tokens that vLLM reports.
 
     RTX 4090 (vLLM 0.19, 0.9 used, 256 requests at a time; outputs/sim.log): 41,408. RTX PRO 6000 (vLLM 0.28,
     0.92 used, 128 requests): 574,608, a device that no constant was read from.
     """
-    assert _tokens(read_hardware("rtx-4090").memory_bytes, 256, 0.9) == pytest.approx(41_408, rel=0.03)
-    device = read_hardware("rtx-pro-6000-blackwell-server")
-    assert _tokens(device.memory_bytes, 128, 0.92) == pytest.approx(574_608, rel=0.03)
+    for name, version, requests, used, reported in (
+        ("rtx-4090", "0.19", 256, 0.9, 41_408),
+        ("rtx-pro-6000-blackwell-server", "0.28", 128, 0.92, 574_608),
+    ):
+        found = _tokens(read_hardware(name).memory_bytes, requests, used)
+        assert found == pytest.approx(reported, rel=0.03)
+        validated(
+            "serving", f"room for keys and values of Llama-3.1-8B, {name}, {used} used, {requests} requests",
+            f"vLLM {version}: {reported:,} tokens", 1,
+            {"{} tokens": round(found), "off by {} %": 100 * (found / reported - 1)}, "3 %", digits=2,
+        )  # fmt: skip
 
 
 @pytest.mark.slow

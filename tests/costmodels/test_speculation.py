@@ -68,6 +68,7 @@ def test_monte_carlo_at_the_spots_within_three_standard_errors(rate, guesses):
     assert abs(kept.mean() - tokens_per_step(rate, guesses)) <= 3 * kept.std(ddof=1) / math.sqrt(len(kept))
 
 
+@pytest.mark.validates("policy", "steps of an output under speculation", "the exact renewal recursion", "within 2e-4")
 @pytest.mark.parametrize("tokens", [20, 47, 255])
 def test_steps_of_an_output_against_the_renewal_recursion(tokens):
     """m(t) = 1 + sum_k P(K = k) m(t - k), exact, by hand over t."""

@@ -36,6 +36,7 @@ def test_the_prompt_of_a_full_hd_image_in_qwen_has_2691_visual_tokens():
     assert steps.workload.prompt_tokens(batch) == 69 * 39 + 2 + 25 == 2691 + 27
 
 
+@pytest.mark.validates("policy", "prices of passes, summed", "whole requests of `analytical`", "equal to 1e-12")
 @pytest.mark.parametrize("hardware", ["npu-template", "h100-sxm-80gb"])
 def test_passes_of_a_request_cost_what_the_request_costs(hardware):
     # Four-bit activations are beyond an H100.
@@ -54,7 +55,7 @@ def test_passes_of_a_request_cost_what_the_request_costs(hardware):
 
 
 @pytest.mark.parametrize(("model", "hardware", "scenario"), CASES)
-def test_three_nodes_stand_for_every_step_of_a_growing_context(model, hardware, scenario):
+def test_three_nodes_stand_for_every_step_of_a_growing_context(model, hardware, scenario, validated):
     steps, batch = _steps(model, hardware, scenario)
     n, first = scenario["output_tokens"] - 1, steps.workload.prompt_tokens(batch) + 1
     each = steps.decode(batch.take(np.zeros(n, int)), first + np.arange(n))
@@ -62,6 +63,13 @@ def test_three_nodes_stand_for_every_step_of_a_growing_context(model, hardware, 
     # The accelerator is off by what rounds up to whole tiles, a device by the curvature of its smooth maxima.
     assert found.seconds[1] == pytest.approx(each.seconds[1].mean(), rel=2e-4)
     assert found.joules[1] == pytest.approx(each.joules[1].mean(), rel=2e-4)
+    mean = Analytical().prepare(batch.schema.problem).evaluate(batch).values["tpot_s"]
+    off = [float(abs(seconds / each.seconds[1].mean() - 1)[0]) for seconds in (mean, found.seconds[1])]
+    where = f"{model}, {hardware}, batch {scenario.get('batch', 1)}, context {first[0]:g} to {first[0] + n - 1:g}"
+    validated(
+        "step times", f"seconds of decoding, {where}", "the sum over every step", n,
+        {"`analytical`, a mean pass, off by {}": off[0], "three nodes off by {}": max(off[1], 1e-9)}, "2e-4", digits=1,
+    )  # fmt: skip
 
 
 def test_panels_end_where_fixed_chunks_begin():

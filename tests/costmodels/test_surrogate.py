@@ -152,7 +152,7 @@ def test_real_configurations_fix_the_scale():
     assert found.kl == pytest.approx([c.figures.kl_nats for c in new], rel=0.08)
 
 
-def test_intervals_cover_what_they_say():
+def test_intervals_cover_what_they_say(validated):
     """50 profiles of 20 configurations, 40 unseen each: 19 of 20 left-out ranks, 19 / 21 = 0.905 expected."""
     covered = []
     for seed in range(50):
@@ -162,6 +162,10 @@ def test_intervals_cover_what_they_say():
         nats = np.array([c.figures.kl_nats for c in new])
         covered.append(((found.kl_low <= nats) & (nats <= found.kl_high)).mean())
     assert 0.87 <= np.mean(covered) <= 0.95
+    validated(
+        "surrogate", "90 % intervals of 50 drawn profiles, 20 configurations each", "40 unseen configurations each",
+        2000, {"{} % inside": 100 * np.mean(covered)}, "90.5 %",
+    )  # fmt: skip
 
 
 def test_held_out_configurations_calibrate_nothing():

@@ -18,6 +18,7 @@ def template(**changed):
     return document
 
 
+@pytest.mark.validates("analytical", "scaling between nodes", "worked example of Stillmaker and Baas (2017)", "equal")
 def test_the_worked_example():
     """Corrigendum: 3.755 V^2 - 4.398 V + 1.975 at 1.3 V is 2.604, 0.8367 V^2 - 0.4341 V + 0.1701 at 0.9 V is 0.4571."""
     old, new = technology.energy_factor(65, 1.3, "hp", ""), technology.energy_factor(32, 0.9, "hp", "")

@@ -225,6 +225,12 @@ class Walk:
         return moved + count * m * n * (2 + 8 * (fetches("k") - 1))
 
 
+@pytest.mark.validates(
+    "analytical",
+    "times and traffic of whole models, drawn designs",
+    "a scalar walk over the operator graph with its own search for mappings",
+    "equal to 1e-12",
+)
 @pytest.mark.parametrize(("kind", "scenario"), [("vision-language", {}), ("text", {"output_tokens": 40})])
 def test_the_model_equals_a_walk_over_operators(kind, scenario):
     problem = small_problem(kind, **scenario)

@@ -99,6 +99,9 @@ def fused(kind="text", config=None, phase="prefill", scenario=None, **fields):
     return found.groups[:, 0, at], evaluator.evaluate(batch), problem
 
 
+@pytest.mark.validates(
+    "fusion", "fused attention: bytes and products, any mask and tiles", "a loop over all pairs of tiles", "equal"
+)
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize(("tile_q", "tile_kv"), [(8, 16), (5, 7), (16, 4), (41, 3), (1, 1)])
 @pytest.mark.parametrize("bits", [4, 16])
@@ -125,6 +128,12 @@ def test_keys_are_read_once_where_memory_holds_them():
     assert planes[KV_BYTES] == 2 * 2 * 700 * 2 * 16 * 2
 
 
+@pytest.mark.validates(
+    "fusion",
+    "reads of keys and values as memory doubles",
+    "FlashAttention's bound, arXiv 2205.14135, theorem 2",
+    "half, down to compulsory",
+)
 def test_traffic_falls_with_memory_as_flashattention_says():
     """Theta(N^2 d^2 / M): with memory short of the keys, twice the memory halves what is read of keys and values.
 

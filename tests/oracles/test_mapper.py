@@ -65,6 +65,7 @@ def pieces(size, unit, least):
     return sorted({min(tile, size) for tile in found})
 
 
+@pytest.mark.validates("analytical", "mapping of drawn products", "all of the mapper's candidates", "none moves less")
 @given(m=sides, k=sides, n=sides, a_bits=a_widths, b_bits=b_widths, array=arrays, sram=memories, scalable=st.booleans())
 def test_no_candidate_moves_less_and_all_take_the_same_cycles(m, k, n, a_bits, b_bits, array, sram, scalable):
     meets = meet(array, a_bits, b_bits, int(scalable))
@@ -124,6 +125,9 @@ def test_fewer_bits_never_move_more_in_a_fixed_array(m, k, n, array, sram, wide,
     assert moved(after) <= moved(before)
 
 
+@pytest.mark.validates(
+    "analytical", "traffic of drawn products", "compulsory traffic; 2mnk/sqrt(S) - 2S", "never below"
+)
 @given(m=sides, k=sides, n=sides, a_bits=a_widths, b_bits=b_widths, array=arrays, sram=memories, scalable=st.booleans())
 def test_traffic_is_never_below_the_lower_bounds(m, k, n, a_bits, b_bits, array, sram, scalable):
     """Compulsory traffic, and 2 mnk / sqrt(S) - 2 S for S elements on chip (Hong and Kung 1981, Kwasniewski 2019).
@@ -187,9 +191,14 @@ def ratios(n_products, seed):
     return np.array(found)
 
 
-def test_powers_of_two_are_close_to_all_tile_sizes():
+def test_powers_of_two_are_close_to_all_tile_sizes(validated):
     """Of 300 products that do not fit: median 1.016, 95 % below 1.19, worst 1.28 times the least traffic there is."""
     found = ratios(300, 1)
     assert (found >= 1 - 1e-12).all()
     assert np.median(found) <= 1.05
     assert found.max() <= 1.5
+    validated(
+        "analytical", "DRAM traffic of the mapper's tiles, small products that do not fit",
+        "the best of all tile sizes",
+        len(found), {"ratio: median {}": np.median(found), "worst {}": found.max()}, "median 1.05, worst 1.5", digits=3,
+    )  # fmt: skip

@@ -54,6 +54,7 @@ def communication(of, row):
     return {label[1]: value for label, value in parts if label[3] == "communication"}
 
 
+@pytest.mark.validates("devices", "weights and caches of one of eight devices", "by hand", "equal")
 def test_weights_and_keys_of_one_of_eight_devices_by_hand():
     """Llama-3.1-8B over 8: all matrices and both tables divide by 8 (8 key-value heads), 65 norms are copied."""
     result = evaluate(problem(), [(8, 8, 1, 1, 4)])
@@ -70,6 +71,7 @@ def test_keys_are_copied_beyond_the_key_value_heads_and_a_latent_always():
     assert latent[0] == latent[1] == 1026 * 27 * 576 * 2
 
 
+@pytest.mark.validates("devices", "all-reduces of tensor parallelism", "Megatron's counts", "equal")
 def test_megatron_counts_of_all_reduces():
     """Two per block and one after the token table, of rows x 4096 x 2 bytes; one all-gather of 128,256 logits."""
     of = problem(prompt=512)

@@ -42,7 +42,7 @@ def test_the_table_is_whole(runs):
 
 
 @pytest.mark.parametrize("source", ["reference", "drawn"])
-def test_cycles_sram_and_mapping_of_every_run(runs, source):
+def test_cycles_sram_and_mapping_of_every_run(runs, source, validated):
     rows = (runs["source"] == "reference") == (source == "reference")
     c = counted(runs)
     exact = {
@@ -51,14 +51,25 @@ def test_cycles_sram_and_mapping_of_every_run(runs, source):
         "filter reads": (c.b_sram_reads, runs["sram_filter_reads"]),
         "ofmap writes": (c.o_sram_writes, runs["sram_ofmap_writes"]),
     }
+    validated(
+        "scalesim", f"cycles; SRAM reads and writes of each operand, {source} runs", "SCALE-Sim 3.0.0", rows.sum(),
+        {"{} equal": np.all([ours[rows] == tool[rows] for ours, tool in exact.values()], axis=0).sum()}, target="all",
+    )  # fmt: skip
     for name, (ours, tool) in exact.items():
         assert (ours[rows] == tool[rows]).all(), name
     # The table prints six digits.
     assert c.mapping_ratio[rows] * 100 == pytest.approx(runs["mapping_eff_pct"][rows], rel=1e-5)
 
 
-def test_dram_words_and_utilisation_of_every_calc_run(runs):
+def test_dram_words_and_utilisation_of_every_calc_run(runs, validated):
     rows, c = runs["bw_mode"] == "CALC", counted(runs)
+    words = {"dram_ifmap_reads": c.a_dram_reads, "dram_filter_reads": c.b_dram_reads,
+             "dram_ofmap_writes": c.o_dram_writes}  # fmt: skip
+    validated(
+        "scalesim", "DRAM reads and writes of all three operands, stalls, CALC mode", "SCALE-Sim 3.0.0", rows.sum(),
+        {"{} equal": np.all([runs[name][rows] == ours[rows] for name, ours in words.items()], axis=0).sum()},
+        target="all",
+    )  # fmt: skip
     assert (runs["stall_cycles"][rows] == 0).all()
     assert (c.a_dram_reads[rows] == runs["dram_ifmap_reads"][rows]).all()
     assert (c.b_dram_reads[rows] == runs["dram_filter_reads"][rows]).all()
@@ -121,6 +132,9 @@ def reads(m, n, k, rows, cols, dataflow):
     return a, b
 
 
+@pytest.mark.validates(
+    "scalesim", "DRAM reads, small drawn products", "a walk over single words through the tool's buffers", "equal"
+)
 @settings(max_examples=300)
 @given(
     sizes=st.tuples(*[st.integers(1, 14)] * 3),

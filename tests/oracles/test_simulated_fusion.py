@@ -46,6 +46,10 @@ from costmodels.simulator import Simulated
 from costmodels.systolic import OUTPUT_STATIONARY, OneChip
 from costmodels.tilesim import N_LEVELS
 from dse import Choice, Space, catalogue
+from dse.hardware import read_hardware
+from dse.model import read_model
+from dse.problem import Problem
+from dse.scenario import Scenario
 from dse.testing.samples import small_problem
 
 SECOND = OneChip(1.0, 1.0, 1.0, OUTPUT_STATIONARY, 0, 0.0, 0.0, 0.0, 1e9, 1.0, 1.0, 1.0)
@@ -68,6 +72,7 @@ def run(items, copies=1, trips=1, *, keeps=False, has_two=False, log=None):
     return run_items(items, items, copies, trips, keeps, has_two, SECOND, log or no_log(), 0.0, t, kept, sums), sums
 
 
+@pytest.mark.validates("simulated", "a norm fused with a projection", "timelines by hand", "equal")
 # A norm and a projection in two tiles of rows, one byte per second. The norm takes 30 s and 2 bytes of operands, the
 # projection 30 s and a byte of weights, and writes a byte. Operands and weights of the first tile come at 0-2 and 2-3;
 # those of the second in two parts and one, by 6. With one tile on chip:
@@ -122,6 +127,12 @@ def fused_designs(n=40, seed=0, kind="vision-language"):
     return problem, space.decode(space.sample(n, np.random.default_rng(seed)))
 
 
+@pytest.mark.validates(
+    "simulated",
+    "bytes and time of each fused group",
+    "closed forms; array, lanes and DRAM alone",
+    "equal bytes, never faster",
+)
 def test_traffic_and_bounds_of_the_closed_forms():
     """Same designs run, every group moves the same bytes, and no group is faster than array, lanes or DRAM alone."""
     problem, batch = fused_designs()
@@ -171,3 +182,29 @@ def test_a_trace_names_the_operators_of_a_group():
     phase = next(p for p in Simulated().evaluator(problem).run(design) if p.name == "prefill")
     assert busy[2] == pytest.approx(float(phase.total(1 + ARRAY_S)[0]), rel=1e-6)
     assert busy[3] == pytest.approx(float(phase.total(1 + VECTOR_S)[0]), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "image_px"), [("qwen2.5-vl-3b", (448, 448)), ("llava-1.5-7b", (336, 336))])
+def test_fused_designs_of_whole_models_rank_as_analytically(model, image_px, validated):
+    """Forms, tiles, order, on-chip memory, bandwidth and cores drawn, 60 designs."""
+    scenario = Scenario(images=1, image_px=image_px, prompt_tokens=64, output_tokens=64)
+    problem = Problem({"target": read_model(model)}, scenario, read_hardware("npu-template"))
+    space = Space(
+        tile_m=Choice(32, 64, 128), tile_n=Choice(64, 128, 256), tile_k=Choice(64, 128, 256),
+        loop_order=Choice("mnk", "nmk", "mkn", "nkm"), sram_bytes=Choice("4 MiB", "16 MiB"), n_cores=Choice(1, 2),
+        dram_bytes_per_s=Choice("34 GB/s", "136 GB/s"), weight_bits=Choice(4, 8),
+        **{name: Choice(False, True, per="component") for name in FORMS},
+    ).bind(problem)  # fmt: skip
+    batch = space.decode(space.sample(60, np.random.default_rng(0)))
+    ours, closed = (catalogue.cost_model(n).prepare(problem).evaluate(batch) for n in ("simulated", "analytical"))
+    ok = ours.status == 0
+    pair = [column.values["latency_s"][ok] for column in (ours, closed)]
+    rank, ratio = np.corrcoef(*(np.argsort(np.argsort(s)) for s in pair))[0, 1], pair[0] / pair[1]
+    assert rank >= 0.98
+    validated(
+        "simulated", f"latency of fused designs, {model}, forms, tiles, order, memory, cores drawn", "`analytical`",
+        ok.sum(),
+        {"rank correlation {}": rank, "ratio: median {}": np.median(ratio), "90 % {}": np.percentile(ratio, 90),
+         "largest {}": ratio.max()}, "rank 0.98", digits=4,
+    )  # fmt: skip

@@ -42,6 +42,8 @@ from dse import Choice, Space, Study, catalogue
 from dse.cli.main import run as dse
 from dse.errors import UserError
 from dse.testing.samples import small_problem, small_space
+from tests.benchmarks.__main__ import FIXED_TILES, FREE_TILES, llava_space
+from tests.benchmarks.simulator import agreement, flagship_space
 
 RUNS = Path(__file__).parents[1] / "data" / "scalesim_runs.csv.gz"
 ORDERS = ["".join(p) for p in itertools.permutations("mnk")]
@@ -102,6 +104,7 @@ def test_one_buffer_by_hand():
     assert roomy == 54
 
 
+@pytest.mark.validates("simulated", "double-buffered products", "their recurrence", "equal")
 @given(
     k=st.integers(1, 200), tile=st.integers(1, 40), freq=st.sampled_from([0.1, 0.5, 1.0, 3.0, 10.0]),
     bits=st.sampled_from([(8, 8), (16, 8), (8, 16)]),
@@ -131,6 +134,9 @@ drawn = {
 }  # fmt: skip
 
 
+@pytest.mark.validates(
+    "simulated", "traffic, and array cycles on one core, drawn products", "closed forms of `analytical`", "equal"
+)
 @given(**drawn)
 def test_traffic_and_cycles_against_the_closed_forms(m, k, n, **o):
     """Bytes are those of the mapping; time is at least that of the array and of the port, and its parts add up."""
@@ -151,6 +157,7 @@ def test_traffic_and_cycles_against_the_closed_forms(m, k, n, **o):
         assert sums[BUSY] == pytest.approx(closed.cycles - (o["rows"] + o["cols"] - 2), rel=1e-9)
 
 
+@pytest.mark.validates("simulated", "periods that are skipped", "walking every step", "equal to 1e-9")
 @given(**drawn)
 def test_skipped_periods_equal_the_whole_walk(m, k, n, **o):
     log = full_log()
@@ -196,14 +203,24 @@ def test_one_thing_at_a_time(m, k, n, **o):
     assert log.moved_bytes.sum() == pytest.approx(moved, rel=1e-9)
 
 
-def test_serial_folds_equal_every_run_of_scalesim():
+def test_serial_folds_equal_every_run_of_scalesim(validated):
     rows = list(csv.DictReader(io.StringIO(gzip.decompress(RUNS.read_bytes()).decode())))
     assert len(rows) >= 1000
     t, sums, log = np.empty(N_TIMES), np.zeros(N_SUMS), no_log()
+    n_equal = 0
     for r in rows:
         sides = (float(r[c]) for c in ("M", "N", "K", "rows", "cols"))
         found = run_serial(*sides, STAYS[r["dataflow"]], t, sums, log)
         assert found == float(r["total_cycles"]) - float(r["stall_cycles"]), r
+        n_equal += 1
+    validated(
+        "simulated",
+        "compute cycles, folds walked one by one",
+        "SCALE-Sim 3.0.0",
+        len(rows),
+        {"{} equal": n_equal},
+        "all",
+    )
 
 
 def test_whole_models_against_the_analytical_one():
@@ -226,6 +243,28 @@ def test_whole_models_against_the_analytical_one():
     for run in evaluator.run(batch):
         parts = sum(run.results[:, :, 1 + of] for of in (BUSY, READ_WAIT_S, WRITE_WAIT_S))
         assert parts == pytest.approx(run.results[:, :, SECONDS], rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("title", "space"),
+    [("LLaVA-1.5-7B, tiles fixed per design", lambda: llava_space(**FIXED_TILES)),
+     ("LLaVA-1.5-7B, mapper free", lambda: llava_space(**FREE_TILES)),
+     ("Qwen2.5-VL-3B, flagship space", flagship_space)],
+)  # fmt: skip
+def test_random_designs_of_whole_models_rank_as_analytically(title, space, validated):
+    found = agreement(space())
+    n = round(found["designs that run"])
+    assert found["rank correlation of latency"] >= 0.98
+    assert found["least simulated latency over lower bound"] >= 1 - 1e-9
+    percentiles = {f"{p} %": found[f"simulated over analytical, {p} %"] for p in (50, 90, 100)}
+    validated(
+        "simulated", f"latency, {title}", "`analytical`", n,
+        {"rank correlation {}": found["rank correlation of latency"],
+         "ratio: median {}": percentiles["50 %"], "90 % {}": percentiles["90 %"], "largest {}": percentiles["100 %"],
+         "least over the bound of array, lanes or DRAM alone {}": found["least simulated latency over lower bound"]},
+        "rank 0.98, never below the bound", digits=4,
+    )  # fmt: skip
 
 
 def traced(phase="prefill", most=10**6, row=0):

@@ -57,6 +57,9 @@ def walk(m, k, n, *, tiles, order, rows, cols, stays):
     return cycles, moved
 
 
+@pytest.mark.validates(
+    "analytical", "cycles and traffic of a product", "a walk over every tile and fold, in plain Python", "equal"
+)
 @given(
     m=st.integers(1, 20), k=st.integers(1, 20), n=st.integers(1, 20),
     tiles=st.tuples(*[st.integers(1, 24)] * 3), order=st.sampled_from(ORDERS),

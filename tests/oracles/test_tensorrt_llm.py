@@ -61,7 +61,7 @@ def rank_correlation(a, b):
 
 
 @pytest.mark.slow
-def test_dense_models_each_judged_by_a_factor_from_the_others():
+def test_dense_models_each_judged_by_a_factor_from_the_others(validated):
     """Targets: rank correlation 0.95, mean absolute error 20 %; all 100 rows of 8B, 70B and 405B on four GPUs."""
     table = rows()
     assert len(table) == 100
@@ -70,6 +70,12 @@ def test_dense_models_each_judged_by_a_factor_from_the_others():
     assert rank_correlation(measured, held_out * measured) >= 0.95
     assert abs(held_out - 1).mean() <= 0.20
     assert abs(bare - 1).mean() <= 0.20  # with no factor at all
+    validated(
+        "serving", "tokens per second at saturation, Llama-3.1-8B, 3.3-70B and 3.1-405B on H100, H200, B200, GB200",
+        "TensorRT-LLM 1.0's tables", len(table),
+        {"held-out mean error {} %": 100 * abs(held_out - 1).mean(), "with no factor {} %": 100 * abs(bare - 1).mean(),
+         "rank correlation {}": rank_correlation(measured, held_out * measured)}, "20 %, rank 0.95",
+    )  # fmt: skip
 
 
 def test_a_row_of_each_gpu_as_it_comes():

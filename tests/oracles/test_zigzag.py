@@ -73,19 +73,50 @@ def test_ideal_cycles_are_exact():
         assert row["ideal_temporal_cycle"] == row["M"] * folds
 
 
-def test_latency_and_energy():
+def test_latency_and_energy(validated):
     found = summary()
+    tool = "ZigZag 3.9.1, its `tpu_like`, nothing fitted"
+    for phase, n, target in (
+        ("prefill", sum(row["M"] > DECODE for row in ROWS), "median 15 %"),
+        ("decode", sum(row["M"] <= DECODE for row in ROWS), "median 2 %"),
+    ):
+        validated(
+            "analytical", f"latency of products, {phase}", tool, n,
+            {"error: median {} %": 100 * found[f"{phase}_median"], "worst {} %": 100 * found[f"{phase}_worst"]}, target,
+            digits=2,
+        )  # fmt: skip
+    validated(
+        "analytical", "energy of products, with its unit costs", tool, len(ROWS),
+        {"rank correlation {}": found["energy_rank"]}, "0.9",
+    )  # fmt: skip
     assert found["prefill_median"] <= 0.15
     assert found["decode_median"] <= 0.02
     assert found["energy_rank"] >= 0.9
 
 
-def test_the_band_of_latency_and_its_coverage():
+def test_the_band_of_latency_and_its_coverage(validated):
     """Least and largest ratio on the even rows, rounded outwards; the odd rows say how many others fall inside."""
     ratios = [row["latency_total2_cycles"] / run(row)[0] for row in ROWS]
     assert (math.floor(100 * min(ratios[::2])) / 100, math.ceil(100 * max(ratios[::2])) / 100) == BAND
     inside = [BAND[0] <= ratio <= BAND[1] for ratio in ratios[1::2]]
     assert sum(inside) / len(inside) >= 12 / 14
+    validated(
+        "analytical", f"band of latency, {BAND[0]} to {BAND[1]}, from one half of these products",
+        "the other half", len(inside), {"{} inside": sum(inside)}, "9 of 10",
+    )  # fmt: skip
+
+
+def test_dram_words_in_all(validated):
+    fits = [row for row in ROWS if row["M"] * row["K"] <= SRAM_BYTES]
+    pairs = [(run(row)[2], [row[f"{operand}_dram_words"] for operand in "iwo"]) for row in fits]
+    off = [abs(sum(ours) / sum(theirs) - 1) for ours, theirs in pairs if ours != theirs]
+    validated(
+        "analytical", "DRAM words where the inputs fit on chip", "ZigZag 3.9.1, its `tpu_like`, nothing fitted",
+        len(fits),
+        {"{} equal": len(fits) - len(off), "worst of the others, where it rounds words up, {} %": 100 * max(off)},
+        digits=1,
+    )  # fmt: skip
+    assert len(off) <= 1
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r['M']:g}x{r['N']:g}x{r['K']:g}")

@@ -39,6 +39,12 @@ SPACES = {
 ALL = [(space, *case) for space in SPACES for case in CASES if (space, case[0]) != ("gpu", "simulated")]
 
 
+@pytest.mark.validates(
+    "analytical",
+    "drawn designs: more bandwidth or memory, fewer bits, time-like inputs, parts of the breakdown",
+    "the laws of each cost model",
+    "hold",
+)
 @pytest.mark.parametrize(("space", "name", "law"), ALL)
 @settings(max_examples=25)
 @given(data=st.data())

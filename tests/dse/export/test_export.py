@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 
-from dse import catalogue
+from dse import Study, catalogue
+from dse.cli.main import run
 from dse.errors import UserError
 from dse.export import write_files
 from dse.export.design import slug
+from dse.export.files import write_whole
+from dse.metrics import MetricBatch
 from dse.params import Choice
 from dse.protocols import Chosen, Exported
 from dse.space import Space
@@ -102,3 +109,78 @@ def test_a_what_if_design_is_the_same_design_as_in_a_study():
     assert space.decode(np.zeros((1, 2), dtype=int)).hashes == made.design.hashes
     assert {p.metric for p in parts} >= {"latency_s", "energy_j", "memory_bytes", "area_mm2"}
     assert np.isfinite(made.metrics.values["latency_s"]).all()
+
+
+def test_a_write_that_ends_half_way_leaves_what_was_there(tmp_path, monkeypatch):
+    """The disk fills, a writer is interrupted, or a process is killed: old files stay whole, no new ones come."""
+    old, new = tmp_path / "front.html", tmp_path / "new.html"
+    old.write_text("old")
+
+    def half(error):
+        def write(path):
+            path.write_text("ha")
+            raise error
+
+        return write
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for path in (old, new):
+        with pytest.raises(UserError, match="No space"):
+            write_whole(path, half(full), overwrite=True)
+        with pytest.raises(KeyboardInterrupt):
+            write_whole(path, half(KeyboardInterrupt()), overwrite=True)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("front.html", "old")]
+    code = (
+        "import os, sys; from pathlib import Path; from dse.export.files import write_whole\n"
+        "def write(path):\n    path.write_text('ha'); os._exit(9)\n"
+        "write_whole(Path(sys.argv[1]), write, overwrite=True)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(old)], check=False).returncode == 9
+    assert old.read_text() == "old"
+    monkeypatch.setattr(Path, "write_bytes", lambda path, _: half(full)(path))
+    with pytest.raises(UserError, match="cannot be written: No space"):
+        write_files(Exported({"a.json": b"1234"}), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+class Broken:
+    """Cannot cost arrays of eight rows."""
+
+    name, group, fidelity, version = "broken", "hardware", "analytical", "1"
+    laws: frozenset[str] = frozenset()
+    metrics = ("latency_s", "energy_j")
+    fingerprint = "broken-1"
+
+    def prepare(self, problem):
+        del problem
+        return self
+
+    def evaluate(self, batch):
+        if (batch["pe_rows"] == 8).any():
+            raise RuntimeError("no such array")
+        return MetricBatch({n: np.ones(len(batch)) for n in self.metrics}, len(batch))
+
+    def breakdown(self, batch):
+        del batch
+        return []
+
+
+@pytest.mark.parametrize("target", ["design", "compressed-tensors", "scalesim"])
+def test_a_failed_design_is_exported_only_by_force(target, tmp_path, capsys):
+    problem = small_problem("text")
+    study = Study(
+        "fails", model=problem.target, scenario=problem.scenario, hardware="npu-template",
+        space=Space(pe_rows=Choice(8, 16), weight_bits=Choice(4, 8)), objectives="min latency_s, min energy_j",
+        cost_models=(Broken(),), proposers="random",
+    )  # fmt: skip
+    db, out = str(tmp_path / "s.db"), tmp_path / "out"
+    results = study.run(4, db=db, executor="local", report=lambda _: None)
+    failed = next(iter(results.metrics.errors))
+    command = ["export", "fails", str(failed), "--to", target, "--out", str(out), "--db", db]
+    assert run(command) == 2
+    said = capsys.readouterr().err
+    assert "no such array" in said
+    assert "--force" in said
+    assert not out.exists()
+    assert run([*command, "--force"]) == 0
+    assert list(out.iterdir())

@@ -16,6 +16,12 @@ HUB = json.loads((Path(__file__).parent / "hub.json").read_text())["configs"]
 EXPECTED = json.loads((Path(__file__).parent / "expected_counts.json").read_text())["models"]
 
 
+@pytest.mark.validates(
+    "models",
+    "parameters, weight and cache bytes, products per token, models of the catalogue",
+    "an independent count from each configuration",
+    "equal",
+)
 @pytest.mark.parametrize("name", EXPECTED)
 def test_counts_equal_the_reference_to_the_unit(name):
     model, expected = read_model(name), EXPECTED[name]
@@ -64,6 +70,7 @@ def test_published_figures_in_the_catalogue_hold(name):
     assert {key: counted[key] for key in quoted} == dict(quoted)
 
 
+@pytest.mark.validates("models", "parameters of released checkpoints", "the hub's figures", "equal")
 @pytest.mark.parametrize("name", HUB)
 def test_parameters_of_released_checkpoints(name):
     assert Model.from_config(HUB[name]["config"], name).n_params == HUB[name]["n_params"]
@@ -112,6 +119,7 @@ def test_states_add_to_the_cache():
     assert model.kv_bytes(100, 1_601) == 100 * model.kv_bytes_per_token() + 1_601 * model.kv_bytes_per_state()
 
 
+@pytest.mark.validates("models", "weights of a 7B vision-language model at 4 bits", "by hand", "within 1 %")
 def test_weights_of_a_7b_model_at_4_bits():
     # 7,063,427,072 parameters * 4 bit / 8
     assert read_model("llava-1.5-7b").weight_bytes(4) == 3_531_713_536

@@ -74,6 +74,7 @@ def theirs():
     return get
 
 
+@pytest.mark.validates("models", "parameters, 38 architectures", "transformers on PyTorch's meta device", "equal")
 @pytest.mark.parametrize("name", ALL)
 def test_parameters_are_equal_to_the_unit(name, theirs):
     ours = Model.from_config(ALL[name], name)
@@ -84,6 +85,7 @@ def test_parameters_are_equal_to_the_unit(name, theirs):
     assert ours.n_params - biases == sum(p.numel() for p in theirs(name).parameters())
 
 
+@pytest.mark.validates("models", "every linear layer and its shape", "transformers on PyTorch's meta device", "equal")
 @pytest.mark.parametrize("name", ALL)
 def test_every_linear_layer_is_in_the_table_with_its_shape(name, theirs):
     ours = Model.from_config(ALL[name], name)
@@ -241,6 +243,7 @@ TEXT_SAMPLES = [
 ]
 
 
+@pytest.mark.validates("models", "operations of prefill and decode", "the graph that transformers runs", "equal")
 @pytest.mark.parametrize("name", TEXT_SAMPLES)
 def test_prefill_and_decode_do_the_work_of_the_graph(name):
     ours, model = Model.from_config(SAMPLES[name], name), instantiate(SAMPLES[name], "cpu").eval()
