@@ -138,8 +138,8 @@ class Study:
         self.bound_space = space.bind(self.problem)
         named = cost_models or _default_cost_models(self.problem)
         self.cost_models = (named,) if isinstance(named, str) else tuple(named)
-        if TARGET in self.problem.quality:
-            check_coverage(self.problem.quality[TARGET], self.bound_space)
+        for role, profile in self.problem.quality.items():
+            check_coverage(profile, self.bound_space, role)
         self.goal = Goal.parse(objectives, constraints, self.evaluation.metrics)
         self.ladder = Ladder(
             self.bound_space, self.evaluation, (ladder,) if isinstance(ladder, Rung) else ladder, self.goal.metrics

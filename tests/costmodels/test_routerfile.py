@@ -51,24 +51,32 @@ def routed(document, table):
         for stage in document["stages"]:
             k = table.stages.index(stage["role"])
             asked[stage["role"]] += 1
-            rule = stage["routing"]
-            if rule is not None:
-                outcomes = table.tests[q, k, : rule["self_tests"]["n_tests"]]
-                score = {"confidence": table.score[q, k], "self_tests": outcomes.sum() / max(len(outcomes), 1)}
-                if score[rule["score"]] < rule["keep_from"]:
-                    continue
+            rule, several = stage["routing"], stage.get("solutions", {"n_solutions": 1, "chosen_by": "", "n_tests": 0})
+            by = several["chosen_by"] or (rule and rule["score"]) or "confidence"
+            n_tests = rule["self_tests"]["n_tests"] if rule else several["n_tests"]
+            best = -1.0
+            for one in table.solutions[: several["n_solutions"]]:
+                outcomes = one.tests[q, k, :n_tests]
+                score = {"confidence": one.score[q, k], "self_tests": outcomes.sum() / max(len(outcomes), 1)}[by]
+                if score > best:
+                    best, credit = score, one.correct[q, k]
+            if rule is not None and best < rule["keep_from"]:
+                continue
             answered[stage["role"]] += 1
-            right[stage["role"]] += table.correct[q, k]
+            right[stage["role"]] += credit
             break
     return [{role: count / n for role, count in part.items()} for part in (asked, answered, right)]
 
 
 @pytest.mark.parametrize("hardware", ["npu-template", "h100-sxm-80gb"])
-@pytest.mark.parametrize(("threshold", "tests"), [(0.0, 0), (0.4, 0), (0.7, 0), (1.0, 0), (0.5, 1), (0.6, 3), (1.0, 3)])
-def test_a_router_that_reads_the_file_sees_the_shares_it_states(hardware, threshold, tests):
+@pytest.mark.parametrize(
+    ("threshold", "tests", "solutions"),
+    [(0.0, 0, 1), (0.4, 0, 1), (0.7, 0, 2), (1.0, 0, 1), (0.5, 1, 1), (0.6, 3, 1), (1.0, 3, 1), (0.6, 3, 2)],
+)
+def test_a_router_that_reads_the_file_sees_the_shares_it_states(hardware, threshold, tests, solutions):
     """Uncompressed stages, so that the table is what they answer."""
     problem = small_policy_problem(hardware)
-    values = {"cascade": "stage1+target", "threshold": threshold, "self_tests": tests}
+    values = {"cascade": "stage1+target", "threshold": threshold, "self_tests": tests, "solutions": solutions}
     chosen, _ = evaluate_design(problem, values, ("policy",))
     document = written(chosen)
     found = routed(document, problem.policy.answers.table())
