@@ -2,8 +2,9 @@
 
 There is no common format of cascade routers, so this is our own: stages in the order in which they are asked; of each
 its model, its drafter, how many answers it writes, the score that it is routed by, from which score its answer is
-kept, and how many self-tests make that score; beside that what the cost model "policy" expects: how many queries reach it and stay, what an answer
-and its self-tests take. A router that sees other shares than those has other queries, or scores on another scale.
+kept, and how many self-tests make that score; beside that what the cost model "policy" expects: how many queries reach
+it and stay, what an answer and its self-tests take. A router that sees other shares than those has other queries, or
+scores on another scale.
 
 Scores. A threshold read off a log is on that log's scale. A :class:`~dse.cascades.CascadeProfile` has no scale of its
 own: its thresholds are chances of being right, so confidences have to be calibrated, or the threshold to be set where
@@ -101,7 +102,10 @@ def _stage(chosen: Chosen, policy: Policy, design: DesignBatch, one: StageFigure
     n_tests, several = (int(design.of_role(name, role)[0]) for name in ("self_tests", "solutions"))
     if several > 1:
         by = "self_tests" if n_tests else "confidence"
-        found["solutions"] = {"n_solutions": several, "chosen_by": by, "n_tests": n_tests}
+        found["solutions"] = {
+            "n_solutions": several, "chosen_by": by, "n_tests": n_tests,
+            "all_tests_s": _number(one.self_tests_s), "all_tests_j": _number(one.self_tests_j),
+        }  # fmt: skip
     if not last:
         found["routing"] = {
             "score": "self_tests" if n_tests else "confidence",

@@ -2,8 +2,8 @@
 
 Qwen2.5-Coder-1.5B answers and writes tests for its answer; where too few pass, Qwen2.5-Coder-32B answers, helped by a
 drafter: the 0.5B model, an EAGLE head, or look-ups in the prompt. Searched together: who is asked, thresholds, how many
-solutions and tests each writes, drafter and look-ahead, bits of every model, batch. The objective is energy and accuracy under a limit on the 95th
-percentile of the latency of the mixture.
+solutions and tests each writes, drafter and look-ahead, bits of every model, batch. The objective is energy and
+accuracy under a limit on the 95th percentile of the latency of the mixture.
 
 ``screenshots`` is the same question with a screenshot as context: Qwen2.5-VL 3B first, 7B on doubt (72B does not fit
 one H100).

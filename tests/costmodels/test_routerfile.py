@@ -88,6 +88,14 @@ def test_a_router_that_reads_the_file_sees_the_shares_it_states(hardware, thresh
             assert expected["kept_ratio"] == pytest.approx(expected["answered_ratio"] / expected["asked_ratio"])
 
 
+def _tests_s(stage):
+    return (
+        stage["routing"]["self_tests"]["all_s"]
+        if stage["routing"]
+        else stage.get("solutions", {}).get("all_tests_s", 0.0)
+    )
+
+
 def drawn(seed, hardware="h100-sxm-80gb"):
     space = small_space(small_policy_problem(hardware), act_bits=Choice(8, 16, per="component"))
     codes = space.sample(1, np.random.default_rng(seed))
@@ -109,6 +117,8 @@ def test_the_file_is_the_design(seed, hardware):
         if stage["routing"]:
             assert stage["routing"]["keep_from"] == design.of_role("threshold", role)[0]
             assert stage["routing"]["self_tests"]["n_tests"] == design.of_role("self_tests", role)[0]
+        several = int(design.of_role("solutions", role)[0])
+        assert stage.get("solutions", {"n_solutions": 1})["n_solutions"] == several
         drafter, asked = stage["drafter"], int(design.of_role("draft_tokens", role)[0])
         if drafter is None:  # none, or none that pays
             assert design.of_role("draft", role)[0] == "none" or asked == 0
@@ -117,18 +127,14 @@ def test_the_file_is_the_design(seed, hardware):
             assert asked in (0, drafter["n_tokens"])
         for owner, said in ((role, stage["design"]), *([(drafter["role"], drafter["design"])] if drafter else [])):
             for name, field in design.schema.fields.items():
-                if field.is_scalar or name in ("threshold", "self_tests", "draft", "draft_tokens"):
+                if field.is_scalar or name in ("threshold", "self_tests", "solutions", "draft", "draft_tokens"):
                     continue
                 for entry, value, plain in zip(field.entries, design[name][0], field.default, strict=True):
                     if entry.role == owner:
                         assert said.get(name, {}).get(place(field, entry), plain) == value
     metrics = chosen.metrics
     if metrics.status[0] == 0:
-        parts = [
-            s["expected"]["asked_ratio"]
-            * (s["expected"]["answer_s"] + (s["routing"]["self_tests"]["all_s"] if s["routing"] else 0.0))
-            for s in document["stages"]
-        ]
+        parts = [s["expected"]["asked_ratio"] * (s["expected"]["answer_s"] + _tests_s(s)) for s in document["stages"]]
         assert sum(parts) == pytest.approx(metrics.values["latency_s"][0], rel=1e-9)
         assert sum(s["expected"]["answered_ratio"] for s in document["stages"]) == pytest.approx(1.0)
 
