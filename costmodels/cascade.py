@@ -40,11 +40,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from dse.cascades import CascadeTable
+from dse.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,12 @@ def route(
         kept_ratio: share of right answers that compression leaves, shape (n, k).
         n_solutions: from 1 to those of the table, shape (n, k); 1 by default.
         loss_nats: what compression costs each stage, shape (n, k); without it, compressed runs are not looked at.
+
+    Raises:
+        UserError: thresholds, tests or ratios for another number of stages or designs, or a threshold that is none.
     """
     n, (q, k) = len(kept_ratio), table.score.shape
+    _check_shapes(table, n, threshold, n_tests, kept_ratio, n_solutions, loss_nats)
     reach, stop, right = (np.empty((n, q, k)) for _ in range(3))
     left = np.ones((n, q))
     tests = np.zeros((n, k), dtype=np.int64)
@@ -104,6 +109,18 @@ def route(
         reach[:, :, stage], stop[:, :, stage], right[:, :, stage] = left, left * keeps, left * credit
         left = left * (1.0 - keeps)
     return Routes(reach, stop, right)
+
+
+def _check_shapes(table: CascadeTable, n: int, threshold: np.ndarray, n_tests: np.ndarray, *whole: Any) -> None:
+    k = len(table.stages)
+    if threshold.shape != (n, k - 1) or np.isnan(threshold).any():
+        raise UserError(
+            f"cascade: thresholds {threshold.shape} of {n} design(s) with the stages {', '.join(table.stages)}",
+            f"a number for each stage before the last, shape ({n}, {k - 1})",
+        )
+    shapes = [one.shape for one in whole if one is not None]
+    if n_tests.shape not in ((n, k), (n, k - 1)) or any(shape != (n, k) for shape in shapes):
+        raise UserError(f"cascade: tests {n_tests.shape}, ratios and losses {shapes} of {n} design(s), {k} stage(s)")
 
 
 def answers(

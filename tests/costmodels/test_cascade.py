@@ -333,6 +333,23 @@ def test_tables_that_cannot_be():
         CascadeProfile({"target": StageProfile(0.5)}, n_solutions=0)
 
 
+@pytest.mark.parametrize(
+    ("threshold", "tests", "kept"),
+    [
+        (np.zeros((2, 2)), np.zeros((2, 1)), np.ones((2, 2))),
+        (np.zeros((2, 0)), np.zeros((2, 1)), np.ones((2, 2))),
+        (np.zeros((1, 1)), np.zeros((2, 1)), np.ones((2, 2))),
+        (np.full((2, 1), np.nan), np.zeros((2, 1)), np.ones((2, 2))),
+        (np.zeros((2, 1)), np.zeros((2, 3)), np.ones((2, 2))),
+        (np.zeros((2, 1)), np.zeros((2, 1)), np.ones((2, 3))),
+    ],
+)
+def test_lists_of_the_wrong_length(threshold, tests, kept):
+    table = CascadeTable(("stage1", "target"), np.ones((3, 2)), np.ones((3, 2)))
+    with pytest.raises(UserError, match=r"cascade: t.*\(2, 1\)|cascade: t.*2 design"):
+        route(table, threshold, tests, kept)
+
+
 def _summaries():
     file = Path(__file__).parents[1] / "data" / "frugalgpt.csv"
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
