@@ -63,7 +63,7 @@ def log_pair(profiling: dict[str, MeasuredProfiling], predictors: dict[str, Pred
         drawn = [plan.draw(one.choices, rng) for _ in range(8 * n_runs)]
         loss = predictors[role].predict_maps(drawn).kl
         order = np.argsort(loss)
-        # Equal steps of the root of the loss, up to what the useful range reaches.
+        # Equal steps of the root of the loss, up to what nine of ten draws lose.
         wanted = np.linspace(0, np.sqrt(np.quantile(loss, 0.9)), n_runs + 1)[1:]
         picked = {int(order[np.argmin(abs(np.sqrt(loss[order]) - w))]) for w in wanted}
         runs[role] = [one.settings(drawn[i]) for i in sorted(picked)]
