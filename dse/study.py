@@ -84,7 +84,8 @@ class Study:
         fusion: operators that run fused beside the named forms, see :class:`dse.problem.Problem`.
         policy: what is known of drafters and cascade stages; gives the space their knobs.
         quality: quality profile of the model, as a file or read already; a mapping role -> profile where there are
-            several models. With one, the cost model "surrogate" takes the place of "prior" unless others are named.
+            several models. With one, the cost model "surrogate" takes the place of "prior" unless others are named;
+            "policy" judges each role by its own, or by the prior.
         trials: designs that a run evaluates unless it is told otherwise.
         seed: seed of everything random.
         ask_size: designs asked for at a time.

@@ -12,7 +12,8 @@ are run on digits that nothing was measured on. Their predictions know the profi
     flips         costmodels/cascade.py without compressed runs: right answers turn wrong and score as wrong ones do
     runs          the same with them: as the runs on both sides of the predicted loss
 
-Acceptance: the formula of costmodels/speculation.py with both predicted losses, beside the uncompressed rate.
+Acceptance: the formula of costmodels/speculation.py with both predicted losses, as it is and with its one constant
+fitted to the compressed runs of the log, beside the uncompressed rate.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from costmodels.measured import plan
 from costmodels.measured.cascading import logged
 from costmodels.measured.compress import Settings
 from costmodels.measured.profiling import MeasuredProfiling
-from costmodels.speculation import rates_of
+from costmodels.speculation import fitted_loss_ratio, rates_of
 from dse import profilefile
 from dse.acceptance import Acceptance
 from dse.cascades import CascadeTable
@@ -48,11 +49,13 @@ class Pair:
         profiling: role -> its model on the bench.
         predictors: role -> what its profile says.
         table: the log, compressed runs in it.
+        runs: role -> the settings of those, by growing loss.
     """
 
     profiling: dict[str, MeasuredProfiling]
     predictors: dict[str, Predictor]
     table: CascadeTable
+    runs: dict[str, list[Settings]]
 
 
 def log_pair(profiling: dict[str, MeasuredProfiling], predictors: dict[str, Predictor], n_runs: int, seed: int) -> Pair:
@@ -65,9 +68,9 @@ def log_pair(profiling: dict[str, MeasuredProfiling], predictors: dict[str, Pred
         order = np.argsort(loss)
         # Equal steps of the root of the loss, up to what nine of ten draws lose.
         wanted = np.linspace(0, np.sqrt(np.quantile(loss, 0.9)), n_runs + 1)[1:]
-        picked = {int(order[np.argmin(abs(np.sqrt(loss[order]) - w))]) for w in wanted}
-        runs[role] = [one.settings(drawn[i]) for i in sorted(picked)]
-    return Pair(profiling, predictors, logged({r: p.bench for r, p in profiling.items()}, runs))
+        picked = dict.fromkeys(int(order[np.argmin(abs(np.sqrt(loss[order]) - w))]) for w in wanted)
+        runs[role] = [one.settings(drawn[i]) for i in picked]
+    return Pair(profiling, predictors, logged({r: p.bench for r, p in profiling.items()}, runs), runs)
 
 
 def drawn_cascades(pair: Pair, n: int, seed: int) -> tuple[dict[str, list], np.ndarray]:
@@ -96,16 +99,28 @@ def predicted(pair: Pair, chosen: dict[str, list], threshold: np.ndarray) -> dic
 
     plain = route(pair.table, threshold, tests, np.ones(kept.shape))
     alone = np.column_stack([plain.escalation_ratio, (plain.right.mean(axis=1) * kept).sum(axis=1)])
-    base = overlap(pair, [Settings()], [Settings()], "log_samples")[0]
-    rates = rates_of(
-        Acceptance.of_rate(base), 1, (loss[:, 1], said["target"].kl_high), (loss[:, 0], said["stage1"].kl_high)
+    base = float(overlap(pair, [Settings()], [Settings()], "log_samples")[0])
+    pairs = list(zip(pair.runs["stage1"], pair.runs["target"], strict=False))
+    known = [
+        [pair.profiling[r].bench.measure(s, "log_samples").kl_nats or 0.0 for r, s in zip(ROLES, two, strict=True)]
+        for two in pairs
+    ]
+    ratio = fitted_loss_ratio(
+        base,
+        np.sum(known, axis=1),
+        overlap(pair, [p[0] for p in pairs], [p[1] for p in pairs], "log_samples"),
     )
+    ends = (loss[:, 1], said["target"].kl_high), (loss[:, 0], said["stage1"].kl_high)
+    rates = rates_of(Acceptance.of_rate(base), 1, *ends)
+    fitted = rates_of(replace(Acceptance.of_rate(base), loss_ratio=ratio), 1, *ends)
+    print(f"  acceptance {base:.3f}, share of a loss that it feels {ratio:.3f}")
     return {
         "independent": alone,
         "flips": figures(route(replace(pair.table, reruns=()), threshold, tests, kept)),
         "runs": figures(route(pair.table, threshold, tests, kept, None, loss)),
         "acceptance, independent": np.full(len(threshold), base),
         "acceptance": rates.value[:, 0],
+        "acceptance, fitted": fitted.value[:, 0],
         "acceptance, low": rates.low[:, 0],
         "acceptance, high": rates.high[:, 0],
     }
@@ -161,7 +176,7 @@ def shown(predictions: dict[str, np.ndarray], found: tuple[np.ndarray, np.ndarra
             for i, what in enumerate(("escalation", "accuracy"))
         ]
         lines.append(f"  {name}: {', '.join(parts)}")
-    for name in ("acceptance, independent", "acceptance"):
+    for name in ("acceptance, independent", "acceptance", "acceptance, fitted"):
         error = 100 * (predictions[name] - found[1])
         lines.append(f"  {name}: off by {abs(error).mean():.1f} points (bias {error.mean():+.1f})")
     inside = (predictions["acceptance, low"] <= found[1]) & (found[1] <= predictions["acceptance, high"])

@@ -68,12 +68,12 @@ def test_files_that_do_not_answer(checkpoint, user_file, tmp_path):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two models of one architecture, trained for 300 and for 700 steps: weaker first."""
+    """Two models of one architecture, trained for 200 and for 400 steps: weaker first."""
     pytest.importorskip("sklearn")
     torch.set_num_threads(1)
     train, folder = runpy.run_path(str(USER_FILE))["train"], tmp_path_factory.mktemp("digits")
     found = {}
-    for role, steps in (("stage1", 300), ("target", 700)):
+    for role, steps in (("stage1", 200), ("target", 400)):
         weights = train(folder / role, "small", 4, steps)
         found[role] = MeasuredProfiling(
             ProfileOrder(str(USER_FILE), str(weights), model=read_model(weights), values=VALUES)
