@@ -25,6 +25,7 @@ from dse import pareto
 
 N_DIRECTIONS = 128
 _MARGIN_RATIO = 1.5
+_BLOCK = 4_096
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,12 @@ def gains_in_order(objectives: np.ndarray, violation: np.ndarray, first: int) ->
         return ((before - best) / np.maximum(before, np.finfo(float).tiny))[first:]
     points = objectives[feasible]
     frame = Frame.around(points[pareto.first_front(points)], points)
-    reach = np.zeros((len(violation), N_DIRECTIONS))
-    reach[feasible] = frame.reach(points)
-    reach[max(first - 1, 0)] = reach[: max(first, 1)].max(axis=0)
-    tail = np.maximum.accumulate(reach[max(first - 1, 0) :], axis=0)
-    added = np.diff(tail, axis=0, prepend=np.zeros((1, N_DIRECTIONS)) if first == 0 else tail[:1])
-    return added.mean(axis=1)[0 if first == 0 else 1 :]
+    best = np.zeros(N_DIRECTIONS)
+    added = np.zeros(len(violation))
+    for start in range(0, len(violation), _BLOCK):
+        rows = np.flatnonzero(feasible[start : start + _BLOCK]) + start
+        if len(rows):
+            reached = np.maximum.accumulate(np.concatenate([best[None], frame.reach(objectives[rows])]), axis=0)
+            added[rows] = np.diff(reached, axis=0).mean(axis=1)
+            best = reached[-1]
+    return added[first:]

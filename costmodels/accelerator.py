@@ -25,7 +25,7 @@ from typing import Final
 
 import numpy as np
 
-from costmodels.breakdown import Ledger
+from costmodels.breakdown import Itemised, Ledger
 from costmodels.chip import ENDS, Chip, Events
 from costmodels.fused_designs import AskedPhase, n_forms
 from costmodels.fusion import Partitioner, check_given, form_edges
@@ -56,7 +56,7 @@ from dse.designs import DesignBatch
 from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
 from dse.problem import TARGET, Problem
-from dse.protocols import BestFusion, Breakdown, Roofline
+from dse.protocols import BestFusion
 
 # Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
 # second-level cache; compiled passes have none of them, and larger chunks spread the cost of a call.
@@ -140,7 +140,7 @@ class FusedWork:
     planes: np.ndarray
 
 
-class AcceleratorEvaluator:
+class AcceleratorEvaluator(Itemised):
     """The analytical model for one problem on an accelerator template.
 
     Args:
@@ -154,6 +154,8 @@ class AcceleratorEvaluator:
     can_fuse = True
     band = BAND
 
+    pass_rows = PASS_ROWS
+
     def __init__(self, problem: Problem, hardware: Accelerator, version: str, role: str = TARGET) -> None:
         self.problem, self.hardware = problem, hardware
         self.workload = Workload(problem, role)
@@ -165,28 +167,6 @@ class AcceleratorEvaluator:
         self.fingerprint = content_hash(
             {"model": version, "problem": problem.content_hash, "scenario": problem.scenario.to_json()}
         )
-
-    def evaluate(self, batch: DesignBatch) -> MetricBatch:
-        """Return the metrics of each design, row by row."""
-        if len(batch) <= PASS_ROWS:
-            return self._evaluate(batch, None)
-        parts = []
-        for start in range(0, len(batch), PASS_ROWS):
-            stop = min(start + PASS_ROWS, len(batch))
-            parts.append((np.arange(start, stop), self._evaluate(batch.take(slice(start, stop)), None)))
-        return MetricBatch.scatter(parts, len(batch))
-
-    def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
-        """Return latency, energy, memory and area in additive parts."""
-        ledger = Ledger(len(batch))
-        self._evaluate(batch, ledger)
-        return ledger.breakdowns()
-
-    def roofline(self, batch: DesignBatch) -> Roofline:
-        """Return the operators against the peaks of array, lanes and DRAM; groups at the operator that leads them."""
-        ledger = Ledger(len(batch))
-        self._evaluate(batch, ledger)
-        return ledger.roofline()
 
     def schedule(self, batch: DesignBatch) -> list[Schedule]:
         """Return what each design executes in one pass of each phase that has work, as arrays."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
+from dse.designs import DesignBatch
+from dse.metrics import MetricBatch
 from dse.protocols import Breakdown, Roofline
 
 Label = tuple[str, str, str, str]  # component, phase, operator class, cost kind
@@ -70,3 +73,39 @@ class Ledger:
             np.stack([t[i] for t in found.values()], axis=1) if found else np.zeros((self._n, 0)) for i in range(3)
         ]
         return Roofline(tuple(found), *planes)
+
+
+class Itemised(ABC):
+    """What evaluators have in common that can itemise what they cost: passes over a batch, breakdown, roofline.
+
+    Attributes:
+        pass_rows: designs that are costed at once; a batch is cut into as many passes as it needs.
+    """
+
+    pass_rows: int
+
+    @abstractmethod
+    def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
+        """Return the metrics of some designs, and enter what they consist of where there is a ledger."""
+
+    def evaluate(self, batch: DesignBatch) -> MetricBatch:
+        """Return the metrics of each design, row by row."""
+        if len(batch) <= self.pass_rows:
+            return self._evaluate(batch, None)
+        parts = []
+        for start in range(0, len(batch), self.pass_rows):
+            stop = min(start + self.pass_rows, len(batch))
+            parts.append((np.arange(start, stop), self._evaluate(batch.take(slice(start, stop)), None)))
+        return MetricBatch.scatter(parts, len(batch))
+
+    def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
+        """Return the metrics that are sums in their additive parts."""
+        ledger = Ledger(len(batch))
+        self._evaluate(batch, ledger)
+        return ledger.breakdowns()
+
+    def roofline(self, batch: DesignBatch) -> Roofline:
+        """Return the operators against the peaks of their unit and of the memory, each at its own precision."""
+        ledger = Ledger(len(batch))
+        self._evaluate(batch, ledger)
+        return ledger.roofline()

@@ -40,7 +40,7 @@ import numpy as np
 
 from costmodels import kernels
 from costmodels.accelerator import CHUNK_ROWS, memory_limit
-from costmodels.breakdown import Ledger
+from costmodels.breakdown import Itemised, Ledger
 from costmodels.constants import CALIBRATED, TRANSFERRED, book_for, book_hash
 from costmodels.device_energy import energy_j
 from costmodels.device_kernels import DeviceKernels, Kernels, activation_bytes, width
@@ -57,7 +57,6 @@ from dse.errors import HardwareError
 from dse.hardware import Device
 from dse.metrics import Limit, MetricBatch
 from dse.problem import TARGET, Problem
-from dse.protocols import Breakdown, Roofline
 
 METRICS: Final = (
     "latency_s", "ttft_s", "tpot_s", "encode_s", "prefill_s", "decode_s", "throughput_tokens_per_s",
@@ -107,7 +106,7 @@ class _Times:
         return {p: np.maximum(self.ends[p][2], s) for p, s in self.phases.items()}
 
 
-class DeviceEvaluator:
+class DeviceEvaluator(Itemised):
     """The analytical model for one problem on a datasheet device.
 
     Args:
@@ -119,6 +118,8 @@ class DeviceEvaluator:
     Raises:
         HardwareError: the datasheet has no compute peak.
     """
+
+    pass_rows = CHUNK_ROWS
 
     def __init__(self, problem: Problem, device: Device, version: str, role: str = TARGET) -> None:
         if not device.peak_ops_per_s:
@@ -146,28 +147,6 @@ class DeviceEvaluator:
             *(("energy_j", "power_w") if device.power_w else ()),
             *(("cost_usd",) if device.price_usd_per_hour else ()),
         )
-
-    def evaluate(self, batch: DesignBatch) -> MetricBatch:
-        """Return the metrics of each design, row by row."""
-        if len(batch) <= CHUNK_ROWS:
-            return self._evaluate(batch, None)
-        parts = []
-        for start in range(0, len(batch), CHUNK_ROWS):
-            stop = min(start + CHUNK_ROWS, len(batch))
-            parts.append((np.arange(start, stop), self._evaluate(batch.take(slice(start, stop)), None)))
-        return MetricBatch.scatter(parts, len(batch))
-
-    def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
-        """Return latency and memory in additive parts."""
-        ledger = Ledger(len(batch))
-        self._evaluate(batch, ledger)
-        return ledger.breakdowns()
-
-    def roofline(self, batch: DesignBatch) -> Roofline:
-        """Return the kernels of one device against its peaks at their precision and its memory bandwidth."""
-        ledger = Ledger(len(batch))
-        self._evaluate(batch, ledger)
-        return ledger.roofline()
 
     def _evaluate(self, batch: DesignBatch, ledger: Ledger | None) -> MetricBatch:
         plan = self._plan(batch)

@@ -145,7 +145,12 @@ def request(name: str, what: str) -> None:
         store.close()
 
 
-def explained(error: DseError) -> None:
-    """Show an error with what to do about it."""
-    st.error("This cannot be shown.", icon=":material/error:")
+def explained(error: DseError, what: str = "This cannot be shown.") -> None:
+    """Show an error with what to do about it.
+
+    Args:
+        error: what happened.
+        what: did not work, in words of the page.
+    """
+    st.error(what, icon=":material/error:")
     st.text(str(error))

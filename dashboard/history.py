@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from agents.standing import gains_in_order
 from dse import catalogue
 from dse.errors import DseError
 from dse.hypervolume import hypervolume
@@ -83,6 +84,9 @@ class Source:
         rows: numbers of its designs, shape (n,).
         n_feasible, n_front: how many are feasible, and on the front.
         n_duplicates: designs it proposed that were known, and so not paid for.
+        credit_ratio: share of the dominated volume that its designs added when they came in, of all that was added
+            after the first design, which is nobody's merit; NaN where nothing was. What ``auto`` deals its shares by,
+            here without discount for age.
     """
 
     name: str
@@ -90,6 +94,7 @@ class Source:
     n_feasible: int
     n_front: int
     n_duplicates: int
+    credit_ratio: float
 
 
 def sources(results: Results, front: np.ndarray) -> Sequence[Source]:
@@ -116,6 +121,9 @@ def sources(results: Results, front: np.ndarray) -> Sequence[Source]:
                 names.append(f"{_short(name)} > {arm}")
     on_front = np.zeros(len(results), dtype=bool)
     on_front[front] = True
+    added = gains_in_order(results.objectives, results.violation, 0) if len(results) else np.empty(0)
+    added[:1] = 0.0
+    whole = added.sum()
     found = []
     for i, name in enumerate(names):
         mine = owner == i
@@ -128,6 +136,7 @@ def sources(results: Results, front: np.ndarray) -> Sequence[Source]:
                     int((mine & (results.violation == 0)).sum()),
                     int((mine & on_front).sum()),
                     n_duplicates,
+                    float(added[mine].sum() / whole) if whole > 0 else np.nan,
                 )
             )
     return sorted(found, key=lambda s: -len(s.rows))

@@ -13,14 +13,16 @@ The limit needs SIGALRM and the main thread, and ends Python code and system cal
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from types import FrameType
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from dse.protocols import History, Proposals, Proposer
 from dse.space import BoundSpace
@@ -53,7 +55,7 @@ def ask(
         mishaps: counts failures.
     """
     try:
-        with _limited(limit_s), threadpool_limits(1, user_api="blas"):
+        with _limited(limit_s), _one_thread(len(sys.modules)).limit(limits=1, user_api="blas"):
             return _checked(proposer.propose(history, k, rng), history.space, k)
     except MemoryError:
         raise
@@ -61,6 +63,12 @@ def ask(
         mishaps.n += 1
         mishaps.first = mishaps.first or f"{proposer.name}: {type(error).__name__}: {error}"[:2000]
         return None
+
+
+@lru_cache(maxsize=1)
+def _one_thread(_n_modules: int) -> ThreadpoolController:
+    """Return what holds the libraries that are loaded, looked for again when modules have been imported since."""
+    return ThreadpoolController()
 
 
 def _checked(proposals: Proposals, space: BoundSpace, k: int) -> Proposals:

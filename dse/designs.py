@@ -103,22 +103,18 @@ class DesignBatch:
         """
         names = sorted(self._arrays)
         given = np.stack([self._is_off_default(name) for name in names], axis=1)
-        pieces = {name: self._piece(name) for j, name in enumerate(names) if given[:, j].any()}
         keyed = hashlib.blake2b(digest_size=HASH_BYTES, key=self.schema.content_hash.encode())
-        found = [b""] * self.n
-        # Rows that leave the same knobs alone are laid out alike: one table of bytes for all of them.
-        keys = np.packbits(given, axis=1)
-        alike: dict[bytes, list[int]] = {}
-        for row in range(self.n):
-            alike.setdefault(keys[row].tobytes(), []).append(row)
-        for rows in alike.values():
-            chosen = [pieces[name] for name, on in zip(names, given[rows[0]], strict=True) if on]
-            table = np.concatenate([np.empty((self.n, 0), np.uint8), *chosen], axis=1)
-            width = max(table.shape[1] - 1, 0)  # no separator behind the last one
-            for row in rows:
-                one = keyed.copy()
-                one.update(table[row, :width].data)
-                found[row] = one.digest()
+        pieces = [(j, self._piece(name)) for j, name in enumerate(names) if given[:, j].any()]
+        written = [p for _, p in pieces] or [np.empty((self.n, 0), np.uint8)]
+        is_in = np.repeat(given[:, [j for j, _ in pieces]], [p.shape[1] for _, p in pieces], axis=1)
+        # What each row writes, one row behind the other.
+        flat = np.concatenate(written, axis=1)[is_in].data
+        ends = np.cumsum(is_in.sum(axis=1)).tolist()
+        found = []
+        for start, end in zip([0, *ends], ends, strict=False):
+            one = keyed.copy()
+            one.update(flat[start : max(end - 1, start)])  # no separator behind the last one
+            found.append(one.digest())
         return found
 
     def _is_off_default(self, name: str) -> np.ndarray:
@@ -134,7 +130,8 @@ class DesignBatch:
         r"""Return what a knob adds to the bytes that are hashed, NAME \0 VALUES \0, shape (n, bytes)."""
         array = self._arrays[name]
         if self.n and array.strides[0] == 0:
-            values = np.broadcast_to(self._bytes(array[:1]), (self.n, self._bytes(array[:1]).shape[1]))
+            shared = self._bytes(array[:1])
+            values = np.broadcast_to(shared, (self.n, shared.shape[1]))
         else:
             values = self._bytes(array)
         label = np.frombuffer(name.encode() + b"\0", dtype=np.uint8)

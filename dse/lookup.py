@@ -24,7 +24,7 @@ class Table:
         entries: entries that take a value, shape (e,).
         column_of_entry: code column of each of them, shape (e,).
         row_of_entry: column of ``values`` for each of them, shape (e,).
-        values: values by level, shape (levels, 1) or, for spread knobs, (levels, e).
+        values: values by level, shape (levels, 1) or, for spread knobs and whole maps, (levels, e).
     """
 
     field: Field
@@ -41,7 +41,7 @@ class Table:
 
     def look_up(self, codes: np.ndarray) -> np.ndarray:
         """Return what each row writes to the entries, shape (n, e)."""
-        if self.field.knob.spread:
+        if self.values.shape[1] > 1:
             return self.values[codes[:, self.column_of_entry], self.row_of_entry]
         # One look-up per parameter, then a copy for each of its entries.
         by_parameter = self.values[:, 0].take(codes[:, self.columns.start : self.columns.stop])
@@ -60,7 +60,11 @@ def make_table(field: Field, parameters: Sequence[Parameter], first: int) -> Tab
     entries = np.concatenate(sets)
     columns = np.concatenate([np.full(len(s), first + j) for j, s in enumerate(sets)]).astype(np.intp)
     levels = parameters[0].levels
-    if field.knob.spread:
+    if parameters[0].maps:
+        (parameter,) = parameters
+        values = parameter.maps[parameter.knobs.index(field.name)]
+        rows = np.arange(len(entries))
+    elif field.knob.spread:
         values = np.concatenate([spread(np.array(levels, dtype=np.float64), len(s)) for s in sets], axis=1)
         rows = np.arange(len(entries))
     else:

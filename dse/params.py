@@ -9,6 +9,7 @@ snapped to the nearest level and reported.
     Float(0.5, 1.0, step=0.125, per="block")
     Choice("256 KiB", "1 MiB")                        text with units, read in the unit that the knob's name carries
     Int(1, 8, when={"draft": ("qwen2.5-0.5b",)})      only active where another knob has one of these values
+    Choice(3, 4, 6, 8, per="budget:block.module")     one level for all: how much is spent, at best (dse/budgets.py)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +36,8 @@ class Domain:
 
     Args:
         per: the level of the hierarchy that gets its own value, such as "component", "block_third" or
-            "block_third.module" (see :mod:`dse.schema`); "" for one value everywhere.
+            "block_third.module" (see :mod:`dse.schema`); "" for one value everywhere. With "budget:" before it, one
+            level sets all groups at once, to the best map of its cost (see :mod:`dse.budgets`).
         when: other knobs and the values they must have for this one to matter.
     """
 
@@ -198,6 +201,51 @@ class Float(Domain):
         return {"low": self.low, "high": self.high, "step": self.step, "log": self.log}
 
 
+class Maps(Domain):
+    """Whole maps: one level sets the values of all groups of a declaration at once.
+
+    What "budget:" before a depth becomes when a study is made (:func:`dse.budgets.resolved`).
+
+    Args:
+        values: what stands for each map where people and samplers see it, ascending, in the knob's unit.
+        groups: labels of the groups that are set.
+        maps: for each of the values, the value of each group.
+        per: depth of the groups.
+        when: as for every domain.
+
+    Raises:
+        SpaceError: no map, values that do not ascend, or maps of another length than the groups.
+    """
+
+    def __init__(
+        self,
+        values: Sequence[float],
+        groups: Sequence[str],
+        maps: Sequence[Sequence[Value]],
+        *,
+        per: str,
+        when: Condition | None = None,
+    ) -> None:
+        super().__init__(per=per, when=when)
+        self.values, self.groups = tuple(float(v) for v in values), tuple(groups)
+        self.maps = tuple(tuple(one) for one in maps)
+        if not self.maps or len(self.maps) != len(self.values):
+            raise SpaceError(f"{len(self.maps)} maps for {len(self.values)} values", "give each value its map")
+        if any(a >= b for a, b in pairwise(self.values)):
+            raise SpaceError(f"maps at {self.values[:4]}...: their values do not ascend")
+        if any(len(one) != len(self.groups) for one in self.maps):
+            raise SpaceError(f"maps of {sorted({len(m) for m in self.maps})} values for {len(self.groups)} groups")
+        _check_n_levels(len(self.maps), "Maps")
+
+    def levels(self) -> tuple[Value, ...]:
+        """Return what stands for each map, ascending."""
+        return self.values
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments as JSON types."""
+        return {"values": list(self.values), "groups": list(self.groups), "maps": [list(m) for m in self.maps]}
+
+
 def from_json(document: Mapping[str, Any]) -> Domain:
     """Return the domain that :meth:`Domain.to_json` described.
 
@@ -214,6 +262,8 @@ def from_json(document: Mapping[str, Any]) -> Domain:
             return Int(rest.pop("low"), rest.pop("high"), **rest)
         if kind == "Float":
             return Float(rest.pop("low"), rest.pop("high"), **rest)
+        if kind == "Maps":
+            return Maps(rest.pop("values"), rest.pop("groups"), rest.pop("maps"), **rest)
     except (KeyError, TypeError) as error:
         raise SpaceError(f"stored domain {document!r} cannot be read: {error}") from None
     raise SpaceError(f"stored domain of unknown type {kind!r}", "it was written by a newer version of mfm-dse")

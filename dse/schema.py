@@ -235,6 +235,11 @@ _EACH_BLOCK: Final = 1 << 30
 
 
 def _parse_per(per: str, where: str) -> _Per:
+    if per.startswith("budget"):
+        raise SpaceError(
+            f"{where}: per={per!r} is resolved when a Study is made",
+            "bind dse.budgets.resolved(space, problem) instead",
+        )
     words = (per or "model").split(".")
     if words[0] == "module" or words[0].startswith("channel"):
         words = ["block", "module", *words[words[0] == "module" :]]

@@ -25,8 +25,8 @@ from dse.canonical import content_hash
 from dse.designs import DesignBatch
 from dse.errors import SpaceError, unknown
 from dse.knobs import ALIASES, KNOBS
-from dse.lookup import Table, make_table
-from dse.params import Domain, Value
+from dse.lookup import Table, make_table, spread
+from dse.params import Domain, Maps, Value
 from dse.problem import Problem
 from dse.schema import Field, Schema, channel_groups, value_of
 
@@ -85,6 +85,8 @@ class Parameter:
         levels: its values, in order.
         entries: for each knob, the indices of the entries that take its value.
         group: the label of its group, "" for a single value.
+        maps: where a level is a whole map, for each knob what each level writes to the entries, shape (levels,
+            entries); empty elsewhere.
     """
 
     label: str
@@ -93,6 +95,7 @@ class Parameter:
     levels: tuple[Value, ...]
     entries: tuple[np.ndarray, ...]
     group: str
+    maps: tuple[np.ndarray, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -278,7 +281,7 @@ class BoundSpace:
                 raise unknown("parameter", name, dict.fromkeys([*self.space.declarations, *self.labels]))
             for j in columns:
                 parameter = self.parameters[j]
-                read = KNOBS[parameter.knobs[0]].read(value, name)
+                read = _number_of(value, name) if parameter.maps else KNOBS[parameter.knobs[0]].read(value, name)
                 codes[0, j] = _nearest(parameter.levels, read, name)
                 if parameter.levels[codes[0, j]] != read:
                     notes.append(f"{parameter.label}: {read} is not a level, took {parameter.levels[codes[0, j]]}")
@@ -347,6 +350,8 @@ class BoundSpace:
                 members.setdefault(label, {})[field.name] = entries[groups == g]
         if not members:
             raise SpaceError(f"{where} has no effect: closer declarations cover all it selects")
+        if isinstance(domain, Maps):
+            return [self._mapped(path, domain, levels, members)]
         single = len(members) == 1 and domain.per in ("", "model")
         return [
             Parameter(
@@ -360,8 +365,36 @@ class BoundSpace:
             for label, by_field in members.items()
         ]
 
+    def _mapped(
+        self, path: str, domain: Maps, levels: tuple[Value, ...], members: dict[str, dict[str, np.ndarray]]
+    ) -> Parameter:
+        """Return the one parameter whose levels are whole maps."""
+        strange = [label for label in members if label not in domain.groups]
+        if strange:
+            raise SpaceError(
+                f"space: {path}: its maps say nothing of {', '.join(strange[:3])}", "they were made for another model"
+            )
+        names = list(dict.fromkeys(name for by_field in members.values() for name in by_field))
+        entries, written = [], []
+        for name in names:
+            knob, parts, columns = self.schema.fields[name].knob, [], []
+            for label, by_field in members.items():
+                if name not in by_field:
+                    continue
+                at = domain.groups.index(label)
+                values = [knob.read(one[at], f"space: {path}[{label}]") for one in domain.maps]
+                n = len(by_field[name])
+                column = np.array(values, dtype=np.float64 if knob.spread else self.schema.fields[name].dtype)
+                parts.append(by_field[name])
+                columns.append(spread(column, n) if knob.spread else np.repeat(column[:, None], n, axis=1))
+            entries.append(np.concatenate(parts))
+            written.append(np.concatenate(columns, axis=1))
+        return Parameter(path, path, tuple(names), levels, tuple(entries), "", tuple(written))
+
     @staticmethod
     def _levels(path: str, domain: Domain, field: Field) -> tuple[Value, ...]:
+        if isinstance(domain, Maps):
+            return domain.levels()
         levels = tuple(field.knob.read(v, f"space: {path}") for v in domain.levels())
         if len(set(levels)) < len(levels):
             twice = next(v for i, v in enumerate(levels) if v in levels[:i])
@@ -434,6 +467,13 @@ def _nearest(levels: Sequence[Value], value: Value, where: str, strict: bool = T
             raise SpaceError(f"{where}={value!r} is not in ({', '.join(map(str, levels))})")
         return 0
     return min(range(len(levels)), key=lambda i: abs(float(levels[i]) - float(value)))
+
+
+def _number_of(value: Value, where: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise SpaceError(f"{where}={value!r} is not a number", "its levels are maps, each named by a number") from None
 
 
 def _is_number(value: Value) -> bool:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from dse import catalogue, seeding
+from dse.budgets import resolved
 from dse.canonical import compare
 from dse.coordinator import Reporter, drive
 from dse.coverage import check_coverage
@@ -135,8 +136,8 @@ class Study:
             policy=policy,
             quality=_profiles(quality),
         )
-        self.space = space
-        self.bound_space = space.bind(self.problem)
+        self.space = resolved(space, self.problem)
+        self.bound_space = self.space.bind(self.problem)
         named = cost_models or _default_cost_models(self.problem)
         self.cost_models = (named,) if isinstance(named, str) else tuple(named)
         for role, profile in self.problem.quality.items():

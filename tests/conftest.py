@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import os
 import shutil
+import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +23,22 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def pytest_configure(config: pytest.Config) -> None:
     del config
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    sys.addaudithook(_stay_at_home)
+
+
+def _stay_at_home(event: str, arguments: tuple[object, ...]) -> None:
+    """Refuse every connection of this process that leaves the machine; of datagram sockets what is sent, for to
+    connect one sends nothing (that is how programs learn their own address)."""
+    if event not in ("socket.connect", "socket.sendto"):
+        return
+    opened, address = arguments[:2]
+    if not isinstance(opened, socket.socket) or opened.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    if event == "socket.connect" and opened.type == socket.SOCK_DGRAM:
+        return
+    host = str(address[0]) if isinstance(address, tuple) else ""
+    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        raise PermissionError(f"a test connects to {address}: tests stay on the loopback address")
 
 
 @pytest.hookimpl(hookwrapper=True)

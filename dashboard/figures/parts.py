@@ -1,8 +1,8 @@
-"""What a design is made of: where its time and energy go, its map of bits and widths, its operators on a roofline."""
+"""What a design is made of: where time and energy go, maps of bits and widths, operators on a roofline, percentiles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -181,3 +181,26 @@ def roofline_figure(roof: Roofline, design: int = 0) -> go.Figure:
     x["title"], y["title"] = {"text": "intensity, of the ridge point"}, {"text": "rate, of the peak"}
     dressed(figure, 460, xaxis=x, yaxis=y)
     return figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})
+
+
+def percentiles_figure(rows: Sequence[tuple[str, float, Mapping[int, float]]]) -> go.Figure:
+    """Return how times spread over requests: a line per metric from its median to its rarest value.
+
+    Args:
+        rows: (metric, its mean or NaN, percentile -> seconds that so many percent stay within).
+    """
+    figure = go.Figure()
+    percents = list(dict.fromkeys(p for _, _, spread in rows for p in spread))
+    names = [titled(name) for name, _, _ in rows]
+    for name, (_, _, spread) in zip(names, rows, strict=True):
+        span = list(spread.values())
+        line = {"color": GREY, "width": 3}
+        figure.add_trace(go.Scatter(x=span, y=[name] * len(span), mode="lines", line=line, showlegend=False,
+                                    hoverinfo="skip"))  # fmt: skip
+    drawn = [(f"{p} % stay within", [spread.get(p) for _, _, spread in rows]) for p in percents]
+    for i, (label, values) in enumerate([*drawn, ("mean", [None if np.isnan(m) else m for _, m, _ in rows])]):
+        mark = {"color": colour(i), "symbol": symbol(i), "size": 11}
+        figure.add_trace(go.Scatter(x=values, y=names, mode="markers", name=label, marker=mark,
+                                    hovertemplate=f"{label}: %{{x:.4g}} s<extra>%{{y}}</extra>"))  # fmt: skip
+    x = axis("time_s", log=True) | {"title": {"text": "seconds"}}
+    return dressed(figure, 120 + 44 * len(rows), xaxis=x, yaxis={"type": "category", "autorange": "reversed"})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import streamlit as st
 
 from dashboard import data, letters, lineage, maps
 from dashboard.data import View
-from dashboard.figures.parts import breakdown_figure, map_figure, roofline_figure
+from dashboard.figures.parts import breakdown_figure, map_figure, percentiles_figure, roofline_figure
 from dashboard.figures.theme import heading, titled
 from dashboard.views.shell import (
     choose_study,
@@ -28,9 +29,12 @@ from dashboard.views.shell import (
 )
 from dse import catalogue
 from dse.errors import DseError, UserError
+from dse.front import Front
 from dse.metrics import METRICS
 from dse.results import Results
 from dse.shown import show_knob
+
+_PERCENTILE: Final = re.compile(r"(\w+)_p(\d+)_s")
 
 
 @guarded
@@ -55,6 +59,7 @@ def page() -> None:
     made, goes, comes, out = st.tabs(["What it is", "Where time and energy go", "Where it comes from", "Export"])
     with made:
         _metrics_and_knobs(results, number, record)
+        _percentiles(results, number)
         _maps(results, number)
     with goes:
         if record["status"] == "ok":
@@ -83,6 +88,8 @@ def _number(view: View) -> int:
 def _verdict(view: View, number: int, record: dict[str, Any]) -> None:
     if record["is_feasible"]:
         st.success(f"design {number}: feasible" + (", on the front" if number in view.front else ""))
+        if doubt := Front(view.results, view.front).doubt(number):
+            st.caption(f"{doubt}.")
     else:
         st.warning(f"design {number}: not feasible")
         st.text(record["reason"] or record["status"])
@@ -115,6 +122,26 @@ def _metrics_and_knobs(results: Results, number: int, record: dict[str, Any]) ->
         changed = sum(one[1] != one[2] for one in knobs)
         st.caption(f"{changed} of {len(knobs)} differ from the reference design; those come first.")
         plain_table(knobs, ["knob", "here", "reference"])
+
+
+def _percentiles(results: Results, number: int) -> None:
+    """Show how times spread over requests, where a cost model tells it."""
+    values = {n: float(v[number]) for n, v in results.metrics.values.items() if np.isfinite(v[number])}
+    spreads: dict[str, dict[int, float]] = {}
+    for name, value in values.items():
+        if found := _PERCENTILE.fullmatch(name):
+            spreads.setdefault(f"{found[1]}_s", {})[int(found[2])] = value
+    if not spreads:
+        return
+    rows = [(n, values.get(n, np.nan), dict(sorted(spread.items()))) for n, spread in spreads.items()]
+    st.subheader("Percentiles over requests")
+    alt = "For each time, what half of the requests stay within, what nearly all of them do, and the mean."
+    st.plotly_chart(percentiles_figure(rows), key=f"percentiles-{number}", alt=alt)
+    with st.expander("as a table"):
+        percents = sorted({p for _, _, spread in rows for p in spread})
+        table = [(n, *(None if np.isnan(v) else v for v in (mean, *(spread.get(p, np.nan) for p in percents))))
+                 for n, mean, spread in rows]  # fmt: skip
+        plain_table(table, ["metric", "mean", *(f"{p} %" for p in percents)])
 
 
 def _maps(results: Results, number: int) -> None:

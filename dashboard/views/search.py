@@ -18,6 +18,7 @@ from dse.importance import importance
 from dse.results import Results
 from dse.shown import show_knob
 
+CREDIT: Final = "share of what the dominated volume gained after the first design, each design counted as it came in"
 _BINS: Final = 40
 _SHOWN: Final = 24
 _LEVELS: Final = 24
@@ -62,11 +63,12 @@ def _growing(view: View) -> None:
     st.plotly_chart(shares_figure(names, edges, counts), key="shares", alt="Share of each proposer along the study.")
     rows = [
         (s.name, len(s.rows), len(s.rows) / max(1, len(results)), s.n_feasible, s.n_front,
-         s.n_front / max(1, len(s.rows)), s.n_duplicates)
+         s.n_front / max(1, len(s.rows)), None if np.isnan(s.credit_ratio) else s.credit_ratio, s.n_duplicates)
         for s in who
     ]  # fmt: skip
-    columns = ["proposer", "designs", "share", "feasible", "on the front", "of its designs", "duplicates"]
-    percent = {n: st.column_config.NumberColumn(n, format="percent") for n in ("share", "of its designs")}
+    columns = ["proposer", "designs", "share", "feasible", "on the front", "of its designs", "credit", "duplicates"]
+    helps = {"share": "of all designs", "of its designs": "how many of them are on the front", "credit": CREDIT}
+    percent = {n: st.column_config.NumberColumn(n, format="percent", help=text) for n, text in helps.items()}
     st.dataframe(pd.DataFrame(rows, columns=columns), hide_index=True, column_config=percent)
 
 

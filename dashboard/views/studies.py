@@ -78,7 +78,7 @@ def _listing() -> None:
                 data.request(row.name, what)
                 st.toast(f"asked to {what}; it obeys after its current batch")
             except DseError as error:
-                data.explained(error)
+                data.explained(error, f"The study was not asked to {what}.")
     if row.stop_reason and row.state not in RUNNING:
         st.text(f"ended: {row.stop_reason}")
 
@@ -146,17 +146,18 @@ def _start() -> None:
             file = st.selectbox("study file", [str(f) for f in files])
             left, middle, right = st.columns(3)
             trials = left.number_input("designs", 1, 10_000_000, 1000, step=100)
-            seed = middle.number_input("seed", 0, 2**31 - 1, 0)
+            seed = middle.number_input("seed", 0, 2**31 - 1, None, placeholder="as in the file")
             fork = right.text_input(
                 "name", placeholder="as in the file", help="another name keeps it beside the stored one"
             )
             if st.form_submit_button("Start", icon=":material/rocket_launch:"):
                 try:
-                    log = launching.start(str(file), data.database_url(), int(trials), int(seed), fork or "")
+                    with st.spinner("starting"):
+                        log = launching.start(str(file), data.database_url(), int(trials), seed, fork or "")
                     st.success("Started; it goes on when this page is closed. Its log:")
                     st.code(str(log), language=None)
                 except DseError as error:
-                    data.explained(error)
+                    data.explained(error, "The study was not started.")
         for name, text in launching.latest_logs():
             st.caption("log")
             st.text(name)

@@ -92,6 +92,7 @@ def front(study: str, fidelity: str | None, db: str | None, as_json: bool) -> No
     if as_json:
         goal = results.row.spec["goal"]
         told = {"fidelity": found.results.fidelity, "fidelities": results.fidelities}
+        told["front_only_by_prior"] = found.numbers[found.by_prior].tolist()
         emit({"study": study, **goal, **told, "designs": len(results), "front": found.records()})
     else:
         click.echo(found.text())
@@ -115,6 +116,8 @@ def show(study: str, number: int, db: str | None, as_json: bool) -> None:
         emit({"study": study, **record, **told})
         return
     click.echo(f"design {number} of study {study!r}, proposed by {record['proposer']}, {_verdict(record)}")
+    if doubt := views[-1].front().doubt(number):
+        click.echo(doubt)
     if len(views) > 1:
         click.echo(f"knobs, metrics and breakdown at {record['fidelity']}")
     _print_knobs(record["knobs"])

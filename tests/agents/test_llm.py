@@ -23,7 +23,7 @@ from agents.llm.prompt import SECTIONS, TEMPLATE, proposer_request, read_templat
 from agents.llm.provider import SCRIPTS, Reply, Request, Scripted, count_tokens
 from agents.llm.settings import Access, Price, Settings, access, price_of
 from agents.llm.wire import ANSWER_LENGTH, read, redacted
-from dse import Choice, Scenario, Space, Study, catalogue
+from dse import Choice, catalogue
 from dse.calls import ACCEPTED, LOST, REJECTED, SENT, Call, Edit, MemoryLog, scores
 from dse.cli.main import run as dse_run
 from dse.errors import NameUnknown, UserError
@@ -33,14 +33,11 @@ from dse.objectives import Goal
 from dse.protocols import Late
 from dse.record import Record
 from dse.store import open_store
-from dse.testing.samples import small_model, small_space
+from dse.testing.samples import small_space
+from tests.agents.llm_study import asked_study, quiet
 
 GOAL = Goal.parse("min latency_s, min energy_j", "area_mm2 <= 1.2")
 SPACE = small_space()
-
-
-def quiet(progress):
-    del progress
 
 
 def record_of(space, evaluation, codes, goal=GOAL):
@@ -446,23 +443,6 @@ def test_a_cap_is_never_passed(options, word):
 # ---------------------------------------------------------------------------------------------- an arm of the portfolio
 
 
-def make(name, proposers, trials=64, seed=0):
-    return Study(
-        name,
-        model=small_model("text"),
-        scenario=Scenario(prompt_tokens=7, output_tokens=5),
-        hardware="npu-template",
-        space=Space(
-            weight_bits=Choice(3, 4, 6, 8, per="block"), pe_rows=Choice(8, 16, 32, 64), dataflow=Choice("ws", "os")
-        ),
-        objectives="min latency_s, min energy_j, min quality_loss",
-        proposers=proposers,
-        ask_size=8,
-        trials=trials,
-        seed=seed,
-    )
-
-
 def letters(db, name):
     store = open_store(db, read_only=True)
     log = store.call_log(store.study(name).id)
@@ -472,17 +452,17 @@ def letters(db, name):
 
 
 def test_an_arm_that_answers_late_joins_the_portfolio():
-    assert [p.name for p in make("s", ["auto", "llm:usd=3"]).proposers] == ["auto:with=llm"]
-    assert [p.name for p in make("s", "llm").proposers] == ["auto:with=llm"]
-    assert [p.name for p in make("s", ["sobol", "auto", "llm"]).proposers] == ["sobol", "auto:with=llm"]
-    assert [p.name for p in make("s", "auto").with_changes(proposers=["llm"]).proposers] == ["auto:with=llm"]
+    assert [p.name for p in asked_study("s", ["auto", "llm:usd=3"]).proposers] == ["auto:with=llm"]
+    assert [p.name for p in asked_study("s", "llm").proposers] == ["auto:with=llm"]
+    assert [p.name for p in asked_study("s", ["sobol", "auto", "llm"]).proposers] == ["sobol", "auto:with=llm"]
+    assert [p.name for p in asked_study("s", "auto").with_changes(proposers=["llm"]).proposers] == ["auto:with=llm"]
     assert catalogue.proposer("auto:with=llm:usd=3,calls=7").name == "auto:with=llm"
     assert isinstance(LlmArm(), Late)
-    (auto,) = make("s", ["auto:with=llm:calls=7", "llm:calls=9"]).proposers  # as a run that is given --llm
+    (auto,) = asked_study("s", ["auto:with=llm:calls=7", "llm:calls=9"]).proposers  # as a run that is given --llm
     assert auto.name == "auto:with=llm"
     assert [a.settings.calls for a in auto._arms if isinstance(a, LlmArm)] == [9]
     with pytest.raises(UserError, match="needs a portfolio"):
-        make("s", ["sobol", "llm"])
+        asked_study("s", ["sobol", "llm"])
     with pytest.raises(UserError, match="not all of them late"):
         catalogue.proposer("auto:arms=llm")
     with pytest.raises(UserError, match="not auto itself"):
@@ -496,8 +476,8 @@ def test_a_model_without_sense_leaves_the_study_as_it_is(tmp_path, provider):
 
     answers = {"prose": SCRIPTS["prose"], "replayed nothing": lambda _: Reply("unrecorded"), "raises": broken}
     arm = LlmArm("wait_s=30", Scripted(answers[provider]))
-    with_it = make("with", [Auto(), arm]).run(db=tmp_path / "a.db", report=quiet, executor="local")
-    without = make("without", "auto").run(db=tmp_path / "a.db", report=quiet, executor="local")
+    with_it = asked_study("with", [Auto(), arm]).run(db=tmp_path / "a.db", report=quiet, executor="local")
+    without = asked_study("without", "auto").run(db=tmp_path / "a.db", report=quiet, executor="local")
     np.testing.assert_array_equal(with_it.stored.codes, without.stored.codes)
     calls, edits, _ = letters(tmp_path / "a.db", "with")
     assert calls
@@ -506,7 +486,7 @@ def test_a_model_without_sense_leaves_the_study_as_it_is(tmp_path, provider):
 
 def test_the_arm_gives_designs_that_are_paid_once_and_come_back_with_their_effect(tmp_path):
     arm = "llm:provider=random,wait_s=30,repair=off"
-    results = make("s", ["auto", arm]).run(db=tmp_path / "a.db", report=quiet, executor="local")
+    results = asked_study("s", ["auto", arm]).run(db=tmp_path / "a.db", report=quiet, executor="local")
     calls, edits, sessions = letters(tmp_path / "a.db", "s")
     entered = [e for e in edits if e.batch >= 0]
     assert len(entered) >= 3
@@ -527,8 +507,8 @@ def test_the_arm_gives_designs_that_are_paid_once_and_come_back_with_their_effec
 def test_a_replay_of_the_record_gives_the_same_study_without_asking_anybody(tmp_path):
     db = tmp_path / "a.db"
     asynchronous = LlmArm("every=1", Scripted(slowly(SCRIPTS["random"])))  # answers come when they come
-    first = make("first", [Auto(), asynchronous]).run(db=db, report=quiet, executor="local")
-    again = make("again", ["auto", "llm:provider=replay,study=first"]).run(db=db, report=quiet, executor="local")
+    first = asked_study("first", [Auto(), asynchronous]).run(db=db, report=quiet, executor="local")
+    again = asked_study("again", ["auto", "llm:provider=replay,study=first"]).run(db=db, report=quiet, executor="local")
     calls, edits, _ = letters(db, "first")
     assert any(e.batch >= 0 for e in edits)
     np.testing.assert_array_equal(first.stored.codes, again.stored.codes)
@@ -552,14 +532,14 @@ def slowly(answer):
 def test_a_study_that_was_interrupted_goes_on_with_what_was_proposed(tmp_path):
     db = tmp_path / "a.db"
     arm = "llm:provider=random,wait_s=30,repair=off"
-    make("s", ["auto", arm]).run(40, db=db, report=quiet, executor="local")
+    asked_study("s", ["auto", arm]).run(40, db=db, report=quiet, executor="local")
     calls, edits, _ = letters(db, "s")
     waiting = {e.hash for e in edits if e.verdict == ACCEPTED and e.batch < 0}
     store = open_store(db)
     log = store.call_log(store.study("s").id)
     log.add(replace(calls[-1], number=len(calls), outcome=SENT))  # one that was under way when the process was killed
     store.close()
-    results = make("s", ["auto", arm]).run(40, db=db, report=quiet, executor="local")
+    results = asked_study("s", ["auto", arm]).run(40, db=db, report=quiet, executor="local")
     after, later, sessions = letters(db, "s")
     assert after[len(calls)].outcome == LOST
     assert [c.number for c in after] == list(range(len(after)))
@@ -572,7 +552,7 @@ def test_a_study_that_was_interrupted_goes_on_with_what_was_proposed(tmp_path):
 def test_a_cap_on_calls_holds_over_runs_and_is_said_once(tmp_path, capsys):
     arm = "llm:provider=random,wait_s=30,calls=2"
     for _ in range(2):
-        make("s", ["auto", arm]).run(40, db=tmp_path / "a.db", executor="local")
+        asked_study("s", ["auto", arm]).run(40, db=tmp_path / "a.db", executor="local")
     calls, _, sessions = letters(tmp_path / "a.db", "s")
     assert len(calls) == 2
     assert sessions[-1].stop_reason == "cap on calls of the study: 2 of 2 are spent"
@@ -589,7 +569,7 @@ def test_roles_are_asked_and_a_critic_is_heard(tmp_path):
         return SCRIPTS["random"](request)
 
     arm = LlmArm("wait_s=30,analyst=on,critic=on,repair=off", Scripted(answer))
-    make("s", [Auto(), arm]).run(db=tmp_path / "a.db", report=quiet, executor="local")
+    asked_study("s", [Auto(), arm]).run(db=tmp_path / "a.db", report=quiet, executor="local")
     calls, edits, _ = letters(tmp_path / "a.db", "s")
     assert {"analyst", "proposer", "critic"} == {c.role for c in calls}
     assert any(e.verdict == REJECTED and e.detail == "critic: no" for e in edits)
@@ -602,7 +582,7 @@ def test_a_hopeless_model_is_left_alone():
     log = MemoryLog()
     arm = LlmArm("wait_s=30,every=1,calls=1000,repair=off", Scripted(SCRIPTS["prose"]))
     arm.open(log, said.append)
-    space = make("s", "auto").bound_space
+    space = asked_study("s", "auto").bound_space
     from dse.evaluation import Evaluation
 
     evaluation = Evaluation(space, ["analytical", "prior"])
@@ -694,7 +674,9 @@ def test_the_interval_of_a_share_is_wilsons():
 
 def test_the_log_of_a_study_on_the_command_line(tmp_path, capsys):
     db = tmp_path / "a.db"
-    make("s", ["auto", "llm:provider=random,wait_s=30,repair=off"]).run(48, db=db, report=quiet, executor="local")
+    asked_study("s", ["auto", "llm:provider=random,wait_s=30,repair=off"]).run(
+        48, db=db, report=quiet, executor="local"
+    )
     assert dse_run(["llm", "log", "s", "--db", str(db)]) == 0
     text = capsys.readouterr().out
     assert "proposer" in text

@@ -12,13 +12,12 @@ import pytest
 from agents.llm.arm import LlmArm
 from agents.llm.client import Endpoint
 from agents.llm.provider import Request
-from dse import Choice, Scenario, Space, Study
 from dse.calls import ACCEPTED
 from dse.store import open_store
-from dse.testing.samples import small_model
 from tests.agents.llm_server import FAULTS, INJECTION, KEY, serving
+from tests.agents.llm_study import asked_study, quiet
 
-pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 TRIALS = 32
 
 
@@ -32,32 +31,12 @@ def endpoint_of_nobody(monkeypatch):
     monkeypatch.setenv("DSE_LLM_MODEL", "test-model")
 
 
-def make(name, proposers):
-    return Study(
-        name,
-        model=small_model("text"),
-        scenario=Scenario(prompt_tokens=7, output_tokens=5),
-        hardware="npu-template",
-        space=Space(
-            weight_bits=Choice(3, 4, 6, 8, per="block"), pe_rows=Choice(8, 16, 32, 64), dataflow=Choice("ws", "os")
-        ),
-        objectives="min latency_s, min energy_j, min quality_loss",
-        proposers=proposers,
-        ask_size=8,
-        trials=TRIALS,
-    )
-
-
-def quiet(progress):
-    del progress
-
-
 def run(tmp_path, monkeypatch, url, options=""):
     """Run a study with an endpoint; return what is on record, the results, and what was said."""
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     db = tmp_path / "a.db"
     options = f"wait_s=30,round_seconds=1,calls=4{',' if options else ''}{options}"
-    study = make("study", ["auto", f"llm:{options}"])
+    study = asked_study("study", ["auto", f"llm:{options}"], TRIALS)
     results = study.run(db=db, report=quiet, executor="local")
     store = open_store(db, read_only=True)
     log = store.call_log(store.study("study").id)
@@ -69,7 +48,9 @@ def run(tmp_path, monkeypatch, url, options=""):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """The same study without a language model."""
-    return make("plain", "auto").run(db=tmp_path_factory.mktemp("plain") / "a.db", report=quiet, executor="local")
+    return asked_study("plain", "auto", TRIALS).run(
+        db=tmp_path_factory.mktemp("plain") / "a.db", report=quiet, executor="local"
+    )
 
 
 # fault -> (outcome of the first call, a word of its detail, whether the server told what it used, tries)
@@ -223,7 +204,7 @@ def test_a_server_that_does_not_tell_its_usage_is_booked_at_the_most_it_can_have
 def test_what_is_missing_is_said_once_before_any_evaluation(tmp_path, monkeypatch, capsys, plain, environment, said):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    results = make("study", ["auto", "llm"]).run(db=tmp_path / "a.db", executor="local")
+    results = asked_study("study", ["auto", "llm"], TRIALS).run(db=tmp_path / "a.db", executor="local")
     lines = capsys.readouterr().err.splitlines()
     (line,) = [i for i, text in enumerate(lines) if "takes no part" in text]
     assert said in lines[line]
@@ -247,7 +228,7 @@ def test_a_probe_tells_what_is_wrong_before_any_evaluation(tmp_path, monkeypatch
     with serving(fault, spare_probe=False) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         arm = "llm:round_seconds=0.2,wait_s=5"
-        results = make("study", ["auto", arm]).run(16, db=tmp_path / "a.db", executor="local")
+        results = asked_study("study", ["auto", arm], TRIALS).run(16, db=tmp_path / "a.db", executor="local")
     lines = capsys.readouterr().err.splitlines()
     assert said in "\n".join(lines[:2])
     assert len(results) == 16

@@ -1,4 +1,5 @@
-"""The dashboard in a real browser: it draws, it opens a design, it asks nobody else for anything."""
+"""The dashboard in a real browser, over a database of the flagship study: it draws, it opens a design, it exports, it
+starts, pauses and stops studies, and asks nobody else for anything."""
 
 from __future__ import annotations
 
@@ -11,13 +12,21 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from agents.auto import Auto
+from agents.llm.arm import LlmArm
+from agents.llm.provider import SCRIPTS, Scripted
 from dse import Choice, Rung, Scenario, Space, Study
+from dse.calls import designs_of
 from dse.launch import dashboard_command, dashboard_environment
+from dse.results import Results
 from dse.store import open_store
+from dse.studyfile import load_study
 from dse.testing.samples import small_model
 
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -29,8 +38,19 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.filterwarnings(
 
 HOSTILE = "<img src=x onerror=alert(1)> ![x](https://example.org/x.png) [y](javascript:alert(1))"
 
-# Streamlit looks for its server beside the page it was opened on before it looks at the root.
+# Streamlit looks for its server beside the page it was opened on before it looks at the root; the browser's console
+# says so too.
 EXPECTED_404 = ("/_stcore/health", "/_stcore/host-config")
+FLAGSHIP = "medical-vqa-edge"
+N_FLAGSHIP = 320
+
+TINY = """
+from dse import Choice, Scenario, Space, Study
+
+study = Study("tiny", model="qwen2.5-coder-0.5b", scenario=Scenario(prompt_tokens=8, output_tokens=4),
+              hardware="npu-template", space=Space(weight_bits=Choice(3, 4, 6, 8), pe_rows=Choice(16, 32, 64)),
+              objectives="min latency_s, min quality_loss")
+"""
 
 
 def study(name, **options):
@@ -95,17 +115,41 @@ def database(tmp_path_factory):
     url = f"sqlite:///{tmp_path_factory.mktemp('db')}/a.db"
     study(HOSTILE).run(16, db=url, report=lambda _: None)
     study("small").run(48, db=url, report=lambda _: None)
+    arm = LlmArm("wait_s=30,repair=off", Scripted(hostile_answer, model=HOSTILE))
+    study("asked", proposers=[Auto(), arm]).run(32, db=url, report=lambda _: None, executor="local")
+    flagship = load_study(str(Path(__file__).parents[2] / "studies" / "medical_vqa_edge.py"))
+    flagship.run(N_FLAGSHIP, db=url, report=lambda _: None)
     return url
 
 
+def hostile_answer(request):
+    answer = json.loads(SCRIPTS["random"](request))
+    for proposal in answer["proposals"]:
+        proposal["reason"] = HOSTILE
+    return json.dumps(answer)
+
+
 @pytest.fixture(scope="module")
-def server(database):
+def folder(tmp_path_factory):
+    """Where the dashboard is started, with a study to start from it."""
+    made = tmp_path_factory.mktemp("here")
+    (made / "studies").mkdir()
+    (made / "studies" / "tiny.py").write_text(TINY)
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(database, folder):
     url = database
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        dashboard_command(port), env=dashboard_environment(url), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        dashboard_command(port),
+        env=dashboard_environment(url),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     address = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 60
@@ -129,6 +173,7 @@ def page(server):
         opened.on("request", lambda r: seen["outside"].append(r.url) if _is_outside(r.url, server) else None)
         opened.on("pageerror", lambda e: seen["errors"].append(str(e)))
         opened.on("dialog", lambda d: seen["errors"].append(d.message))
+        opened.on("console", lambda m: seen["errors"].append(m.text) if _is_complaint(m) else None)
         opened.on("response", lambda r: seen["missing"].append(r.url) if r.status >= 400 else None)
         opened.set_default_timeout(60_000)
         yield opened
@@ -140,6 +185,10 @@ def page(server):
 
 def _is_outside(url, server):
     return not url.startswith((server, server.replace("http", "ws"), "data:", "blob:"))
+
+
+def _is_complaint(message):
+    return message.type == "error" and not message.location["url"].endswith(EXPECTED_404)
 
 
 def drag(page, box, first, last):
@@ -166,32 +215,40 @@ def plot_area(page):
 def test_from_the_studies_over_the_front_to_a_design_and_its_files(server, page, tmp_path):
     page.goto(server)
     page.get_by_role("heading", name="Studies", exact=True).wait_for()
-    page.goto(f"{server}/front?study=small")
-    assert page.get_by_test_id("stMetricValue").first.inner_text() == "48"
-    box = plot_area(page)
-    drag(page, box, (0.01, 0.01), (0.99, 0.99))
+    page.goto(f"{server}/front?study={FLAGSHIP}")
+    assert page.get_by_test_id("stMetricValue").first.inner_text() == str(N_FLAGSHIP)
+    drag(page, plot_area(page), (0.01, 0.01), (0.99, 0.99))
     page.get_by_text("designs selected").wait_for()
     page.get_by_role("button", name="Set aside to compare").first.click()
     page.get_by_role("link", name=re.compile(r"Compare \d")).first.click()
     page.get_by_role("heading", name="Compare", exact=True).wait_for()
-    assert "study=small" in page.url
+    assert f"study={FLAGSHIP}" in page.url
     assert "designs=" in page.url
-    page.goto(f"{server}/front?study=small")
+    page.goto(f"{server}/front?study={FLAGSHIP}")
     page.get_by_role("link", name=re.compile(r"Open design \d")).first.click()
     page.get_by_text("proposed by auto").wait_for()
-    page.goto(f"{server}/design?study=small&design=3")
-    page.get_by_text("proposed by auto").wait_for()
+    number = re.search(r"design=(\d+)", page.url)[1]
+    page.get_by_role("heading", name="Maps").wait_for()
     page.get_by_role("tab", name="Where time and energy go").click()
     page.get_by_role("heading", name="Latency (s)").wait_for()
     page.get_by_role("heading", name="Roofline").wait_for()
     page.get_by_role("tab", name="Export").click()
+    document = json.loads(download(page, "design", tmp_path).read_text())
+    assert document["provenance"]["number"] == number
+    assert document["provenance"]["study"] == FLAGSHIP
+    page.get_by_role("combobox", name="format").click()
+    page.get_by_role("option", name="zigzag", exact=True).click()
+    with zipfile.ZipFile(download(page, "zigzag", tmp_path)) as archive:
+        assert any(name.endswith(".yaml") for name in archive.namelist())
+
+
+def download(page, name, folder):
+    """Press the button of a format and return the file that comes."""
     with page.expect_download() as downloaded:
-        page.get_by_role("button", name="Download design").click()
-    file = tmp_path / "design.json"
+        page.get_by_role("button", name=f"Download {name}", exact=True).click()
+    file = folder / name
     downloaded.value.save_as(file)
-    document = json.loads(file.read_text())
-    assert document["provenance"]["number"] == "3"
-    assert "design=3" in page.url
+    return file
 
 
 def test_a_window_is_zoomed_to_and_left_again(server, page):
@@ -282,15 +339,44 @@ def test_hostile_names_are_only_text(server, page):
     page.get_by_text("proposed by auto").wait_for()
 
 
+def test_what_a_model_wrote_is_only_text(server, page, database):
+    with closing_store(database) as store:
+        row = store.study("asked")
+        edits = store.call_log(row.id).edits()
+        number = next(iter(designs_of(edits, Results.load(store, "asked").stored.hashes).values()))
+    page.goto(f"{server}/llm?study=asked&call=0")
+    page.get_by_role("heading", name=re.compile(r"^Call \d")).wait_for()
+    page.get_by_text(HOSTILE).first.wait_for()
+    assert page.locator("img[src='x']").count() == 0
+    page.goto(f"{server}/design?study=asked&design={number}")
+    page.get_by_role("tab", name="Where it comes from").click()
+    page.get_by_role("heading", name="Why a language model proposed it").wait_for()
+    assert page.locator("img[src='x']").count() == 0
+
+
+def test_a_study_is_started_with_another_budget_and_seed_and_outlives_the_page(server, page, database):
+    page.goto(server)
+    page.get_by_text("Start a study").click()
+    page.get_by_role("spinbutton", name="designs").fill("9")
+    page.get_by_role("spinbutton", name="seed").fill("3")
+    page.get_by_role("textbox", name="name").fill("from-the-page")
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_text("Started; it goes on").wait_for()
+    page.goto("about:blank")
+    deadline = time.monotonic() + 120
+    while n_designs(database, "from-the-page") < 9 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    with closing_store(database) as store:
+        row = store.study("from-the-page")
+    assert (row.n_designs, row.spec["seed"]) == (9, 3)
+
+
 def test_the_server_listens_on_loopback_only(server):
     port = int(server.rsplit(":", 1)[1])
-    own = subprocess.run([sys.executable, "-c", "import socket; print(socket.gethostbyname(socket.gethostname()))"],
-                         capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
-    if own.startswith("127."):
-        own = "192.0.2.1"  # no address of its own: nothing answers there either
-    with socket.socket() as attempt:
-        attempt.settimeout(1)
-        assert attempt.connect_ex((own, port)) != 0
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    sockets = [line.split()[1:4] for table in tables for line in table]
+    listening = [local.split(":") for local, _, state in sockets if state == "0A"]
+    assert [host for host, at in listening if int(at, 16) == port] == ["0100007F"]  # 127.0.0.1, low byte first
 
 
 def test_a_strange_host_name_is_turned_away(server):

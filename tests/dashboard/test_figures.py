@@ -18,7 +18,7 @@ from dashboard import lineage
 from dashboard.colouring import coloured, colourings
 from dashboard.figures.fidelity import parity_figure
 from dashboard.figures.front import Axis, Layer, drawable, front_figure, parallel_figure, thinned
-from dashboard.figures.parts import breakdown_figure, map_figure, roofline_figure
+from dashboard.figures.parts import breakdown_figure, map_figure, percentiles_figure, roofline_figure
 from dashboard.figures.search import contour_figure, hypervolume_figure, importance_figure, shares_figure, slice_figure
 from dashboard.figures.theme import heading, titled
 from dashboard.history import growth, sources
@@ -209,6 +209,14 @@ def test_a_roofline_by_hand():
     marks = [(trace.x[0], trace.y[0]) for trace in figure.data[1:]]
     np.testing.assert_allclose(marks, [(3.0, 0.75), (0.25, 0.2)])
     assert (figure.data[0].x[1], figure.data[0].y[1]) == (1.0, 1.0)
+
+
+def test_percentiles_stand_beside_their_mean():
+    figure = percentiles_figure([("ttft_s", 0.2, {50: 0.1, 95: 0.4}), ("tpot_s", np.nan, {50: 0.01, 95: 0.02})])
+    lines = [t for t in figure.data if t.mode == "lines"]
+    assert [(t.x, t.y) for t in lines] == [((0.1, 0.4), ("ttft (s)",) * 2), ((0.01, 0.02), ("tpot (s)",) * 2)]
+    marks = {t.name: t.x for t in figure.data if t.mode == "markers"}
+    assert marks == {"50 % stay within": (0.1, 0.01), "95 % stay within": (0.4, 0.02), "mean": (0.2, None)}
 
 
 def test_other_figures_take_what_they_are_given():

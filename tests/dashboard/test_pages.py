@@ -13,9 +13,11 @@ import dashboard
 from agents.auto import Auto
 from agents.llm.arm import LlmArm
 from agents.llm.provider import SCRIPTS, Scripted
+from agents.standing import gains_in_order
 from dashboard.colouring import coloured
 from dse import Choice, Float, Rung, Scenario, Space, Study
 from dse.calls import designs_of
+from dse.errors import NameUnknown, UserError
 from dse.metrics import MetricBatch
 from dse.store import open_store, tables
 from dse.testing.samples import small_model
@@ -218,6 +220,27 @@ def test_one_design(database):
         start(page)
 
 
+def test_how_times_spread_over_requests(database):
+    served = study(
+        model="qwen2.5-coder-0.5b",
+        scenario=Scenario(prompt_tokens=64, output_tokens=16, n_requests=40, requests_per_s=20.0),
+        hardware="l40s",
+        space=Space(weight_bits=Choice(8, 16), batch=Choice(1, 4)),
+        objectives="min ttft_p95_s, min tpot_s",
+        cost_models=["serving"],
+    )
+    results = run(served, 4, database)
+    values = results.metrics.values
+    number = int(results.front().numbers[0])
+    app = start("design", design=str(number))
+    shown = table(app, "95 %").set_index("metric")
+    assert list(shown.columns) == ["mean", "50 %", "95 %", "99 %"]
+    assert set(shown.index) == {"ttft_s", "tpot_s", "latency_s"}
+    for name in shown.index:
+        expected = [values[n][number] for n in (name, *(f"{name[:-2]}_p{p}_s" for p in (50, 95, 99)))]
+        assert shown.loc[name].tolist() == expected
+
+
 def test_no_feasible_design(database):
     run(study(constraints="area_mm2 <= 0.001"), 8, database)
     app = start("front")
@@ -317,6 +340,11 @@ def test_the_arms_of_a_portfolio_are_told_apart(database):
         assert (rows.loc[f"auto > {arm}", "designs"] if n else 0) == n
     assert rows["designs"].sum() == 64
     assert rows["on the front"].sum() == len(results.front())
+    added = gains_in_order(results.objectives, results.violation, 0)
+    added[0] = 0.0  # the first design adds all there is
+    gp = (marks >= 0) & (marks % 16 == 0)
+    assert rows["credit"].sum() == pytest.approx(1.0)
+    assert rows["credit"].get("auto > gp", 0.0) == pytest.approx(added[gp].sum() / added.sum())
 
 
 def test_the_fidelity_page(database):
@@ -396,7 +424,6 @@ def test_controls_reach_a_running_study(database):
 
 def test_a_study_is_started_in_a_process_of_its_own(database, tmp_path):
     from dashboard import launching
-    from dse.errors import NameUnknown
 
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "tiny.py").write_text(
@@ -408,8 +435,8 @@ def test_a_study_is_started_in_a_process_of_its_own(database, tmp_path):
     app = start("studies")
     assert any("tiny.py" in option for s in app.selectbox for option in s.options)
     with pytest.raises(NameUnknown, match="study file"):
-        launching.start("../../etc/passwd", database, 1, 0)
-    log = launching.start("studies/tiny.py", database, 4, 0)
+        launching.start("../../etc/passwd", database, 1)
+    log = launching.start("studies/tiny.py", database, 4)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if "Next: dse show tiny" in log.read_text():
@@ -420,3 +447,5 @@ def test_a_study_is_started_in_a_process_of_its_own(database, tmp_path):
     assert store.study("tiny").n_designs == 4
     store.close()
     assert any("dse show tiny" in c.value for c in start("studies").code)
+    with pytest.raises(UserError, match="seed"):
+        launching.start("studies/tiny.py", database, 4, seed=5)
