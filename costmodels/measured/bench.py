@@ -141,7 +141,7 @@ class Bench:
         """
         with torch.no_grad(), self.compressed(settings):
             found = [self.target.answer(batch, **settings.image) for batch in self._batches(split)]
-        return tuple(torch.cat(parts).numpy() for parts in zip(*found, strict=True))  # type: ignore[return-value]
+        return torch.cat([score for score, _ in found]).numpy(), torch.cat([credit for _, credit in found]).numpy()
 
     @contextmanager
     def compressed(self, settings: Settings) -> Iterator[None]:

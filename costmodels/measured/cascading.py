@@ -41,6 +41,6 @@ def logged(
         for settings in configurations:
             loss = benches[role].measure(settings, split).kl_nats or 0.0
             if loss > LEAST_LOSS_NATS:
-                columns = (part[:, None] for part in benches[role].answers(settings, split))
-                reruns.append(Rerun(loss, CascadeTable((role,), *columns)))
+                confidence, credit = benches[role].answers(settings, split)
+                reruns.append(Rerun(loss, CascadeTable((role,), confidence[:, None], credit[:, None])))
     return CascadeTable(tuple(benches), score, correct, source=f"measured on {split}", reruns=tuple(reruns))

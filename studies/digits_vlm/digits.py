@@ -54,7 +54,7 @@ def split(part: str) -> tuple[np.ndarray, np.ndarray]:
     return images[order[start:stop]], labels[order[start:stop]]
 
 
-def answer(kind: str, left: int, right: int) -> list[str]:
+def words_of(kind: str, left: int, right: int) -> list[str]:
     """Return the words of an answer, full stop included."""
     side = "same" if left == right else "left" if left > right else "right"
     words = {
@@ -72,7 +72,10 @@ def answer(kind: str, left: int, right: int) -> list[str]:
 
 ANSWERS: Final = np.array(
     [
-        [[[TOKEN[w] for w in (*answer(k, a, b), *["<pad>"] * 4)][:ANSWER_TOKENS] for b in range(10)] for a in range(10)]
+        [
+            [[TOKEN[w] for w in (*words_of(k, a, b), *["<pad>"] * 4)][:ANSWER_TOKENS] for b in range(10)]
+            for a in range(10)
+        ]
         for k in KINDS
     ]
 )
