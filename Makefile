@@ -7,6 +7,7 @@
 # make bench-faults  250 kills of running studies
 # make bench-search  search methods on frozen spaces
 # make bench-agents  agents and samplers in the first designs
+# make bench-thesis  joint search against stage by stage, half an hour
 # make bench-junk  what a language model without a clue costs
 # make validation  the figures of docs/validation.json, written by the tests that validate (minutes)
 # make reference  what of docs/ follows from the code: commands, knobs, metrics, shown output, tables of validation
@@ -19,7 +20,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) scripts/setup.py
 
-.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search bench-agents bench-junk dashboard validation reference docs lock clean
+.PHONY: study test check format lint types contracts bench bench-dashboard bench-executors bench-faults bench-search bench-agents bench-thesis bench-junk dashboard validation reference docs lock clean
 
 study: .venv/runtime
 	@$(BIN)/dse run studies/medical_vqa_edge.py
@@ -61,6 +62,9 @@ bench-search: .venv/dev
 
 bench-agents: .venv/dev
 	$(BIN)/python -m tests.benchmarks.search.agents
+
+bench-thesis: .venv/dev
+	$(BIN)/python -m tests.benchmarks.thesis
 
 bench-junk: .venv/dev
 	$(BIN)/python -m tests.benchmarks.search.junk

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from costmodels.answering import judge_of
 from costmodels.capacity import Capacity, Engine, capacity
 from costmodels.decoding import Decoding, published
-from costmodels.prior import PriorEvaluator
 from costmodels.speculation import CANDIDATES, Rates, rates_of, survival
 from costmodels.stepcosts import Drafting, Extent, StepCosts
 from costmodels.steps import Steps
@@ -75,6 +75,11 @@ class EngineBatch:
         return np.asarray(chances[row, 1 : 1 + int(self.depth[row])])
 
 
+ONE_SOLUTION: Final = (
+    "nothing logged: policy.cascade has {available} solution(s) of each stage, the design writes {needed}"
+)
+
+
 class Engines:
     """The engines of one problem.
 
@@ -82,15 +87,16 @@ class Engines:
         problem: the problem.
         maker: how the engine treats memory.
         role: who answers.
-        tests_tokens: most tokens that a request writes after its answer, to test it.
+        further_tokens: most tokens that a request writes beside its answer: other solutions, self-tests. None where
+            designs have one solution and no test, because no answers are logged.
     """
 
-    def __init__(self, problem: Problem, maker: Engine, role: str = TARGET, tests_tokens: int = 0) -> None:
-        self.problem, self.maker, self.role, self._tests_tokens = problem, maker, role, tests_tokens
+    def __init__(self, problem: Problem, maker: Engine, role: str = TARGET, further_tokens: int | None = None) -> None:
+        self.problem, self.maker, self.role, self._further_tokens = problem, maker, role, further_tokens
         self._policy = problem.policy or Policy()
         roles = list(problem.models) if problem.policy else [TARGET]
         self._steps = {role: Steps(problem, role) for role in roles}
-        self._quality = {role: PriorEvaluator(problem, role) for role in roles} if problem.policy else {}
+        self._quality = {role: judge_of(problem, role) for role in roles} if problem.policy else {}
         self._decoding = Decoding(role, self._steps, self._policy, problem.scenario.output_tokens)
         base: Any = self._steps[self.role].evaluator
         self.given = frozenset(base.metrics)
@@ -136,6 +142,9 @@ class Engines:
                 "serving runs {available} pipeline stage, the design has {needed}",
             )
         ]  # fmt: skip
+        if self._further_tokens is None and "solutions" in batch:
+            solutions = np.broadcast_to(batch.of_role("solutions", self.role), n).astype(np.float64)
+            limits.append(Limit("n_solutions", solutions, np.ones(n), ONE_SOLUTION))
         depth, guesses, alive, drafting = self._guesses(batch, drafter, limits)
         positions = np.where(chunk > 0, chunk, np.maximum(POSITIONS, longest))
         positions = np.maximum(positions, places * (1 + guesses))
@@ -162,7 +171,7 @@ class Engines:
         """Return the text positions of the longest request, prompt and output."""
         scenario = self.problem.scenario
         given = [a.prompt_tokens + a.output_tokens for a in scenario.arrivals]
-        return max(given, default=scenario.prompt_tokens + scenario.output_tokens) + self._tests_tokens
+        return max(given, default=scenario.prompt_tokens + scenario.output_tokens) + (self._further_tokens or 0)
 
     def _guesses(
         self, batch: DesignBatch, name: str, limits: list[Limit | ToldLimit]

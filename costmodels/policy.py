@@ -6,17 +6,18 @@ both models have drifted, and what all of that costs on the hardware. So one mod
 latency, energy, memory and quality of the mixture; the two groups below keep the figures of single passes of single
 models.
 
-Per design and answering role: times by :mod:`costmodels.decoding`, losses by the prior of that role; over roles:
-:mod:`costmodels.cascade`. Memory is that of all roles in use (weights and caches of the batch) and the largest
-activations of any; the batch runs together in every stage (a later stage waits until it has one). Energy and cost are
-of one query. The accuracy is relative to the uncompressed target alone, from the table where there is one, and may
-exceed 1; with a cascade ``quality_loss`` is the loss that this accuracy stands for, without one the target's own.
+Per design and answering role: times by :mod:`costmodels.decoding`, losses by the role's quality profile or the prior
+(:mod:`costmodels.answering`); over roles: :mod:`costmodels.cascade`. Memory is that of all roles in use (weights and
+caches of the batch) and the largest activations of any; the batch runs together in every stage (a later stage waits
+until it has one). Energy and cost are of one query. The accuracy is relative to the uncompressed target alone, from the
+table where there is one, and may exceed 1; with a cascade ``quality_loss`` is the loss that this accuracy stands for,
+without one the target's own.
 
 Without a drafter, a cascade or a chunk every figure is that of "analytical" and "prior", but for the integral over the
 growing context (:mod:`costmodels.steps`).
 
 Left out: queues and arrivals (batches start together), stages on devices of their own, the rest of a guess's life in
-    the cache.
+    the cache; solutions of one query side by side (they are written one after another).
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from costmodels.cascade import Routes, alone, mean_over_routes, quantiles, route
+from costmodels.answering import Answered, Answering
+from costmodels.cascade import Routes, mean_over_routes, quantiles
 from costmodels.decoding import Answer, Decoding, Loss
-from costmodels.prior import ACCURACY_PER_NAT, PriorEvaluator
+from costmodels.prior import ACCURACY_PER_NAT
 from costmodels.steps import Steps
 from dse.canonical import content_hash
 from dse.cascades import CascadeTable
 from dse.designs import DesignBatch
-from dse.errors import UserError
 from dse.hardware import Device
 from dse.metrics import Limit, MetricBatch, ToldLimit
 from dse.policy import Policy, answering
@@ -57,16 +58,7 @@ class PolicyModel:
     laws: frozenset[str] = frozenset({"fewer_bits_never_gain_quality"})
 
     def prepare(self, problem: Problem) -> PolicyEvaluator:
-        """Return the evaluator of a problem; without a policy its designs have no drafter and one stage.
-
-        Raises:
-            UserError: a problem with quality profiles, which this model would not look at.
-        """
-        if problem.quality:
-            raise UserError(
-                "cost model 'policy' judges every role by the prior, not by a quality profile",
-                "leave out quality=, or leave out policy= to use 'surrogate'",
-            )
+        """Return the evaluator of a problem; without a policy its designs have no drafter and one stage."""
         return PolicyEvaluator(problem)
 
     def judge(self, table: CascadeTable, costs: Mapping[str, float], test_cost_ratio: float, seed: int) -> Judgement:
@@ -94,7 +86,8 @@ class StageFigures:
     Attributes:
         role: who it is.
         asked_ratio, answered_ratio, right_ratio: share of all queries that it is asked, answers, answers rightly.
-        answer_s, answer_j: of one answer by it, self-tests not included; joules NaN where the hardware has none.
+        answer_s, answer_j: of one answer by it, all its solutions, self-tests not included; joules NaN where the
+            hardware has none.
         self_tests_s, self_tests_j: of all self-tests of one answer.
         n_draft_tokens: its look-ahead.
     """
@@ -112,18 +105,10 @@ class StageFigures:
 
 @dataclass(frozen=True)
 class _Cascaded:
-    """A cascade of n designs, routed: its stages, and where queries go.
+    """A cascade of n designs: its stages, and what they answer."""
 
-    ``tests`` are of the stages before the last, (n, k - 1), ``lengths`` the output tokens of answers, (1, q or 1, k),
-    ``routes`` for the low end, the value and the high end of what compression leaves of each stage.
-    """
-
-    quality: Mapping[str, MetricBatch]
     stages: Sequence[_Stage]
-    tests: np.ndarray
-    limits: Sequence[Limit]
-    lengths: np.ndarray
-    routes: Sequence[Routes]
+    answered: Answered
 
 
 class PolicyEvaluator:
@@ -138,18 +123,15 @@ class PolicyEvaluator:
         self._roles = answering(list(problem.models)) if problem.policy else [TARGET]
         used = list(problem.models) if problem.policy else [TARGET]
         self._steps = {role: Steps(problem, role) for role in used}
-        self._quality = {role: PriorEvaluator(problem, role) for role in used}
+        self._answering = Answering(problem, used)
         output = problem.scenario.output_tokens
         self._decoding = {r: Decoding(r, self._steps, self.policy, output) for r in self._roles}
-        table = None if self.policy.answers is None else self.policy.answers.table()
-        self._table: CascadeTable | None = table
         base: Any = self._steps[TARGET].evaluator
-        prior = self._quality[TARGET]
         self.fingerprint = content_hash(
             {
                 "model": VERSION,
                 "hardware": base.fingerprint,
-                "quality": prior.fingerprint,
+                "quality": self._answering.fingerprint,
                 "problem": problem.content_hash,
             }
         )
@@ -196,12 +178,13 @@ class PolicyEvaluator:
         """
         ((_, roles),) = self.cascades(batch)
         found, figures, n = self._cascaded(batch, roles), [], len(batch)
-        routes = found.routes[1]
+        said = found.answered
+        routes, joules = said.routes[1], np.nan if "energy_j" not in self.metrics else 1.0
+        lengths = np.broadcast_to(said.lengths, (n, *said.lengths.shape[1:]))
         for k, (role, stage) in enumerate(zip(roles, found.stages, strict=True)):
             asked = routes.reach[:, :, k]
-            further = (asked * np.maximum(found.lengths[:, :, k] - 1, 0.0)).sum(1) / np.maximum(asked.sum(1), 1e-300)
-            tokens = found.tests[:, k] * self.policy.test_tokens if k < len(roles) - 1 else np.zeros(n)
-            joules = np.nan if "energy_j" not in self.metrics else 1.0
+            further = (asked * np.maximum(lengths[:, :, k] - 1, 0.0)).sum(1) / np.maximum(asked.sum(1), 1e-300)
+            tokens = said.tests[:, k] * self.policy.test_tokens
             reach, stop, right = (part[:, :, k].mean(axis=1) for part in (routes.reach, routes.stop, routes.right))
             figures.append(
                 StageFigures(
@@ -212,36 +195,31 @@ class PolicyEvaluator:
             )  # fmt: skip
         return figures
 
-    def routing(self, batch: DesignBatch) -> tuple[list[str], Routes, np.ndarray, np.ndarray, Sequence[Limit]]:
-        """Return stages, routes, self-tests (n, k - 1), tokens (1, q or 1, k) and laws of designs of one cascade.
+    def routing(self, batch: DesignBatch) -> tuple[list[str], Answered]:
+        """Return the stages of designs of one cascade, and what they answer.
 
         Raises:
             ValueError: designs of different cascades.
         """
         ((_, roles),) = self.cascades(batch)
-        found = self._cascaded(batch, roles)
-        return roles, found.routes[1], found.tests, found.lengths, found.limits
+        return roles, self._answering.answer(batch, roles)
 
     def _cascaded(self, batch: DesignBatch, roles: list[str]) -> _Cascaded:
-        n, requests = len(batch), np.broadcast_to(batch["batch"], len(batch)).astype(np.float64)
-        quality = {role: one.evaluate(batch) for role, one in self._quality.items()}
+        requests = np.broadcast_to(batch["batch"], len(batch)).astype(np.float64)
+        answered = self._answering.answer(batch, roles)
         losses: dict[str, Loss] = {
-            role: (q.values["quality_loss"], q.intervals["quality_loss"][1]) for role, q in quality.items()
+            role: (q.values["quality_loss"], q.intervals["quality_loss"][1]) for role, q in answered.quality.items()
         }
-        stages = [self._stage(role, batch, losses, requests) for role in roles]
-        tests, threshold, missing = self._routing(batch, roles)
-        table = None if self._table is None else self._table.of(roles)
-        kept = [np.stack([self._kept(quality[r], end) for r in roles], axis=1) for end in range(3)]
-        routes = [alone(n, k[:, 0]) if table is None else route(table, threshold, tests, k) for k in kept]
-        return _Cascaded(quality, stages, tests, missing, self._lengths(table, len(roles)), routes)
+        return _Cascaded([self._stage(role, batch, losses, requests) for role in roles], answered)
 
     def _evaluate(self, batch: DesignBatch, roles: list[str]) -> tuple[MetricBatch, dict[Any, np.ndarray]]:
         n, requests = len(batch), np.broadcast_to(batch["batch"], len(batch)).astype(np.float64)
         found = self._cascaded(batch, roles)
-        quality, stages, tests, lengths, routes = found.quality, found.stages, found.tests, found.lengths, found.routes
+        stages, said = found.stages, found.answered
+        quality, tests, lengths, routes = said.quality, said.tests, said.lengths, said.routes
         limits: list[Limit | ToldLimit] = [limit for s in stages for limit in s.answer.limits]
         hardware, held = self._hardware(batch, roles, stages)
-        limits += [*found.limits, *(limit for one in hardware for limit in one.limits)]
+        limits += [*said.limits, *(limit for one in hardware for limit in one.limits)]
         times = [self._times(stages, lengths, tests, routes, end) for end in range(3)]
         values = times[1][1] | self._answers(routes[1], quality[TARGET].values["quality_loss"], roles)
         ends = [
@@ -267,13 +245,13 @@ class PolicyEvaluator:
             low, high = (price * busy for price in device.price_usd_per_hour)
             values["cost_usd"] = low * values["latency_s"]
             bands["cost_usd"] = (low * bands["latency_s"][0], high * bands["latency_s"][1])
-        output = mean_over_routes(_stops(routes[1]), lengths)
+        output = mean_over_routes(_stops(routes[1]), said.lengths_of_one)
         values["throughput_tokens_per_s"] = requests * output / values["latency_s"]
         bands["throughput_tokens_per_s"] = tuple(requests * output / bands["latency_s"][e] for e in (1, 0))
         limits.append(self._memory(held["memory_bytes"]))
         bands = {m: (np.minimum(a, values[m]), np.maximum(b, values[m])) for m, (a, b) in bands.items()}
         broken = [limit for limit in limits if (limit.excess_ratio > 0).any()]
-        basis = dict.fromkeys(values, "analytical") | dict.fromkeys(ends[0], "prior")
+        basis = dict.fromkeys(values, "analytical") | dict.fromkeys(ends[0], self._answering.basis(self._roles))
         result = MetricBatch(values, n, bands, basis, broken).masked()
         return result, self._parts(roles, stages, lengths, tests, routes[1])
 
@@ -285,40 +263,13 @@ class PolicyEvaluator:
             answer.decode.joules / further / requests, answer,
         )  # fmt: skip
 
-    def _lengths(self, table: CascadeTable | None, k: int) -> np.ndarray:
-        """Return the output tokens of answers, shape (1, q or 1, k)."""
-        if table is None or table.tokens is None:
-            return np.full((1, 1, k), float(self.problem.scenario.output_tokens))
-        return table.tokens[None]
-
-    def _routing(self, batch: DesignBatch, roles: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[Limit]]:
-        """Return tests and thresholds of the stages before the last, (n, k - 1), and the laws they are under."""
-        n, asked = len(batch), roles[:-1]
-        if not asked:
-            return np.zeros((n, 0)), np.zeros((n, 0)), []
-        tests = np.stack([batch.of_role("self_tests", r) for r in asked], axis=1).astype(np.float64)
-        threshold = np.stack([batch.of_role("threshold", r) for r in asked], axis=1)
-        assert self._table is not None, "checked with the problem"
-        most = float(self._table.n_tests)
-        law = "the cascade's table has outcomes of {available} self-test(s), the design runs {needed}"
-        limit = Limit("n_self_tests", tests.max(axis=1), np.full(n, most), law)
-        return np.minimum(tests, most), threshold, [limit]
-
-    @staticmethod
-    def _kept(quality: MetricBatch, end: int) -> np.ndarray:
-        if end == 1:
-            return quality.values["accuracy_ratio"]
-        return quality.intervals["accuracy_ratio"][end // 2]
-
     def _times(
         self, stages: Sequence[_Stage], lengths: np.ndarray, tests: np.ndarray, routes: Sequence[Routes], end: int
     ) -> list[dict[str, np.ndarray]]:
         """Return times and energy with the seconds of one end, for the routes of each end."""
         seconds, joules, first, token = [], [], [], []
         for k, stage in enumerate(stages):
-            further = np.maximum(lengths[:, :, k] - 1, 0.0) + (
-                tests[:, k, None] * self.policy.test_tokens if k < tests.shape[1] else 0.0
-            )
+            further = np.maximum(lengths[:, :, k] - 1, 0.0) + tests[:, k, None] * self.policy.test_tokens
             seconds.append(stage.first_s[end][:, None] + further * stage.token_s[end][:, None])
             joules.append(stage.first_j[end][:, None] + further * stage.token_j[end][:, None])
             first.append(stage.first_s[end][:, None])
@@ -342,7 +293,8 @@ class PolicyEvaluator:
 
     def _answers(self, routes: Routes, loss: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarray]:
         """Return what the answers are worth: relative to the uncompressed target's."""
-        whole = 1.0 if self._table is None else float(self._table.correct[:, self._table.stages.index(TARGET)].mean())
+        table = self._answering.table
+        whole = 1.0 if table is None else float(table.correct[:, table.stages.index(TARGET)].mean())
         ratio = routes.accuracy_ratio / max(whole, 1e-12)
         lost = loss if list(roles) == [TARGET] else np.maximum(1.0 - ratio, 0.0) / ACCURACY_PER_NAT
         found = {"accuracy_ratio": ratio, "quality_loss": np.array(lost)}
@@ -390,14 +342,14 @@ class PolicyEvaluator:
             further = (routes.reach[:, :, k] * np.maximum(lengths[:, :, k] - 1, 0.0)).mean(axis=1)
             whole = stage.answer.decode.seconds[1]
             drafting = np.where(whole > 0, stage.answer.draft_s / np.where(whole > 0, whole, 1.0), 0.0)
+            tested = asked * tests[:, k] * self.policy.test_tokens * stage.token_s[1]
             parts = {
                 ("encode", "encode"): asked * stage.answer.encode.seconds[1],
                 ("prefill", "prefill"): asked * stage.answer.prefill.seconds[1],
                 ("decode", "draft"): further * stage.token_s[1] * drafting,
                 ("decode", "target"): further * stage.token_s[1] * (1 - drafting),
+                ("decode", "self-test"): tested,
             }
-            if k < tests.shape[1]:
-                parts["decode", "self-test"] = asked * tests[:, k] * self.policy.test_tokens * stage.token_s[1]
             found |= {(role, phase, kind, "time"): part for (phase, kind), part in parts.items()}
         return found
 

@@ -36,7 +36,7 @@ from costmodels.waiting import WEIGHTS, Line, line, quantiles, total
 from dse.designs import DesignBatch
 from dse.errors import UserError
 from dse.metrics import Limit, MetricBatch
-from dse.policy import is_stage
+from dse.policy import Policy, is_stage
 from dse.problem import Problem
 from dse.protocols import Breakdown
 
@@ -72,12 +72,13 @@ class Queueing:
         """Return the evaluator of a problem.
 
         Raises:
-            UserError: stages of a cascade, which this model does not route to.
+            UserError: logged answers, with whose stages and solutions this model does not queue.
         """
-        stages = [role for role in problem.models if is_stage(role)]
+        answers = (problem.policy or Policy()).answers
+        stages = [r for r in problem.models if is_stage(r)] if answers is None else list(answers.stages)
         if stages:
             raise UserError(
-                f"cost model 'queueing' serves one model with its drafters, the problem has {', '.join(stages)}",
+                f"cost model 'queueing' serves one model, one answer a request; there are those of {', '.join(stages)}",
                 "judge cascades with 'policy', below 'serving', which routes requests one by one",
             )
         return QueueingEvaluator(problem, self.engine)

@@ -12,6 +12,8 @@ time to first token is that of the answer that is kept; its latency is that of a
 those of the mixture. Waiting is that of all stages. ``accuracy_ratio`` and ``quality_loss`` are those of "policy",
 ``escalation_ratio`` is counted.
 
+Solutions of a stage are written one after another, as one long answer that stays in the cache whole.
+
 Left out: prefixes of a query that stages of one family could share.
 """
 
@@ -58,12 +60,12 @@ class RoutedEvaluator:
         self._policy = problem.policy or Policy()
         self._solved = PolicyEvaluator(problem)
         table = None if self._policy.answers is None else self._policy.answers.table()
-        tests = (0 if table is None else table.n_tests) * self._policy.test_tokens
-        longer = 0 if table is None or table.tokens is None else int(table.tokens.max())
-        longer = max(longer - problem.scenario.output_tokens, 0)
-        self._engines = {
-            role: Engines(problem, maker, role, tests + longer) for role in answering(list(problem.models))
-        }
+        output = problem.scenario.output_tokens
+        further = 0
+        if table is not None:
+            each = output if table.tokens is None else max(int(table.tokens.max()), output)
+            further = table.n_tests * self._policy.test_tokens + each * table.n_solutions - output
+        self._engines = {role: Engines(problem, maker, role, further) for role in answering(list(problem.models))}
         any_engines = next(iter(self._engines.values()))
         self.fingerprint = any_engines.fingerprint(VERSION, "routed", seed, apart, self._solved.fingerprint)
         self.metrics: Sequence[str] = (*metrics_of(any_engines.given), PREEMPTION, "escalation_ratio", *_ANSWERS)
@@ -135,8 +137,9 @@ class RoutedEvaluator:
     def _evaluate(self, batch: DesignBatch, roles: list[str], drafters: tuple[str, ...]) -> MetricBatch:
         n, rate = len(batch), self.problem.scenario.requests_per_s
         engines, whole, limits = self._built(batch, roles, drafters)
-        _, routes, tests, lengths, laws = self._solved.routing(batch)
-        limits += laws
+        said = self._solved.routing(batch)[1]
+        routes = said.routes[1]
+        limits += said.limits
         limits = [limit for limit in limits if (limit.excess_ratio > 0).any()]
         ok = sum((limit.excess_ratio for limit in limits), np.zeros(n)) == 0
         names = [name for name in self.metrics if name not in _ANSWERS]
@@ -145,9 +148,11 @@ class RoutedEvaluator:
         reach = np.maximum(routes.reach, 1e-300)
         keep = np.where(routes.reach > 0, routes.stop / reach, 1.0)
         for row in np.flatnonzero(ok).tolist():
-            written = np.broadcast_to(lengths[0], keep[row].shape)
-            checks = np.concatenate([tests[row] * self._policy.test_tokens, np.zeros(1)])
-            one = _Design(self, engines, row, keep[row], written, checks)
+            written = [
+                np.broadcast_to(x[min(row, len(x) - 1)], keep[row].shape) for x in (said.lengths, said.lengths_of_one)
+            ]
+            checks = said.tests[row] * self._policy.test_tokens
+            one = _Design(self, engines, row, keep[row], written, said.solutions[row], checks)
             arrival = self._arrivals()
             is_backlog = arrival[-1] == arrival[0]
             if not is_backlog:
@@ -180,7 +185,7 @@ class RoutedEvaluator:
             simulated,
             values={**simulated.values, **{name: solved.values[name] for name in _ANSWERS}},
             intervals={**simulated.intervals, **{name: solved.intervals[name] for name in _ANSWERS}},
-            basis={**simulated.basis, **dict.fromkeys(_ANSWERS, "prior")},
+            basis={**simulated.basis, **{name: solved.basis[name] for name in _ANSWERS}},
         ).masked()
 
     def _arrivals(self) -> np.ndarray:
@@ -224,16 +229,17 @@ class _Design:
         engines: of the stages.
         row: of the design.
         keep: chance that a stage keeps a query, shape (q, k).
-        written: tokens of answers, shape (q, k).
+        written: tokens of all solutions of a stage, and of the first one, shapes (q, k).
+        solutions: that a stage writes, shape (k,).
         checks: tokens of self-tests, shape (k,).
     """
 
     def __init__(
-        self, of: RoutedEvaluator, engines: Sequence[EngineBatch], row: int, keep: np.ndarray, written: np.ndarray,
-        checks: np.ndarray,
+        self, of: RoutedEvaluator, engines: Sequence[EngineBatch], row: int, keep: np.ndarray,
+        written: Sequence[np.ndarray], solutions: np.ndarray, checks: np.ndarray,
     ) -> None:  # fmt: skip
         self._of, self._engines, self._row = of, engines, row
-        self._keep, self._written, self._checks = keep, written, checks
+        self._keep, self._written, self._solutions, self._checks = keep, written, solutions, checks
 
     def run(self, arrival: np.ndarray, end: int) -> tuple[list[Run], dict[str, float]]:
         """Return runs that stand for whole requests, one per replica, and their figures."""
@@ -244,17 +250,20 @@ class _Design:
         kept = rng.random((n, k)) < self._keep[query]
         kept[:, -1] = True
         last = kept.argmax(axis=1)
-        stages, answers = [], np.zeros((n, k), dtype=np.int64)
+        stages, answers = [], np.zeros((n, k), dtype=np.int64)  # answers: tokens of the solution that counts
         for i, engine in enumerate(engines):
             prompt, output = of.lengths(engine, row, n)
-            answers[:, i] = np.maximum(np.round(self._written[query, i]), 1) if of.answers_vary else output
+            every = output * int(self._solutions[i])
+            answers[:, i] = output
+            if of.answers_vary:
+                every, answers[:, i] = (np.maximum(np.round(x[query, i]), 1).astype(np.int64) for x in self._written)
             limits = Limits(
                 int(engine.extent.places[row]), int(engine.extent.positions[row]), int(engine.room.n_blocks[row]),
                 BLOCK_TOKENS, bool(engine.cuts[row]), of.engines_of().maker.reserves,
             )  # fmt: skip
             stages.append(
                 Stage(
-                    prompt, answers[:, i] + int(self._checks[i]), limits, engine.table(row, end), engine.kept(row, end),
+                    prompt, every + int(self._checks[i]), limits, engine.table(row, end), engine.kept(row, end),
                     int(engine.extent.guesses[row]), engine.encodes,
                 )
             )  # fmt: skip

@@ -1,9 +1,10 @@
 """The cascade of a design as a file for whoever routes its requests: JSON, with the schema ``cascade-router-1.json``.
 
 There is no common format of cascade routers, so this is our own: stages in the order in which they are asked; of each
-its model, its drafter, the score that it is routed by, from which score its answer is kept, and how many self-tests
-make that score; beside that what the cost model "policy" expects: how many queries reach it and stay, what an answer
-and its self-tests take. A router that sees other shares than those has other queries, or scores on another scale.
+its model, its drafter, how many answers it writes, the score that it is routed by, from which score its answer is
+kept, and how many self-tests make that score; beside that what the cost model "policy" expects: how many queries reach
+it and stay, what an answer and its self-tests take. A router that sees other shares than those has other queries, or
+scores on another scale.
 
 Scores. A threshold read off a log is on that log's scale. A :class:`~dse.cascades.CascadeProfile` has no scale of its
 own: its thresholds are chances of being right, so confidences have to be calibrated, or the threshold to be set where
@@ -33,7 +34,7 @@ from dse.schema import value_of
 from dse.shown import metric_records
 
 FORMAT: Final = "mfm-dse/cascade-router/1"
-_ROUTED: Final = frozenset({"cascade", "threshold", "self_tests", "draft", "draft_tokens"})
+_ROUTED: Final = frozenset({"cascade", "threshold", "self_tests", "solutions", "draft", "draft_tokens"})
 _METRICS: Final = (
     "latency_s", "latency_p50_s", "latency_p95_s", "latency_p99_s", "energy_j", "escalation_ratio", "accuracy_ratio",
 )  # fmt: skip
@@ -98,8 +99,14 @@ def _stage(chosen: Chosen, policy: Policy, design: DesignBatch, one: StageFigure
             "answer_j": _number(one.answer_j),
         },
     }
+    n_tests, several = (int(design.of_role(name, role)[0]) for name in ("self_tests", "solutions"))
+    if several > 1:
+        by = "self_tests" if n_tests else "confidence"
+        found["solutions"] = {
+            "n_solutions": several, "chosen_by": by, "n_tests": n_tests,
+            "all_tests_s": _number(one.self_tests_s), "all_tests_j": _number(one.self_tests_j),
+        }  # fmt: skip
     if not last:
-        n_tests = int(design.of_role("self_tests", role)[0])
         found["routing"] = {
             "score": "self_tests" if n_tests else "confidence",
             "keep_from": float(design.of_role("threshold", role)[0]),
@@ -159,6 +166,7 @@ def _sentences(policy: Policy, design: DesignBatch, roles: list[str]) -> tuple[l
             "thresholds are chances of being right, of a profile: calibrate confidences, or set each threshold where "
             "kept_ratio of its stage's answers stay"
         )
-    if any(int(design.of_role("self_tests", role)[0]) for role in asked):
+    writing = [*asked, *(role for role in roles[-1:] if int(design.of_role("solutions", role)[0]) > 1)]
+    if any(int(design.of_role("self_tests", role)[0]) for role in writing):
         missing.append("what a self-test asks: a design has their number, the outcomes come from the log or profile")
     return missing, notes

@@ -36,7 +36,7 @@ from costmodels.steptable import step_cost
 from dse.designs import DesignBatch
 from dse.errors import UserError
 from dse.metrics import Limit, MetricBatch
-from dse.policy import is_stage
+from dse.policy import Policy, is_stage
 from dse.problem import Problem
 from dse.protocols import Breakdown, Evaluator
 
@@ -82,8 +82,8 @@ class Serving:
         self.name = f"serving:{options}" if options else "serving"
 
     def prepare(self, problem: Problem) -> Evaluator:
-        """Return the evaluator of a problem; of one with stages that of :mod:`costmodels.routed`."""
-        if any(is_stage(role) for role in problem.models):
+        """Return the evaluator of a problem; of one with logged answers that of :mod:`costmodels.routed`."""
+        if any(is_stage(role) for role in problem.models) or (problem.policy or Policy()).answers is not None:
             from costmodels.routed import RoutedEvaluator
 
             return RoutedEvaluator(problem, self.seed, self.engine, self.apart)

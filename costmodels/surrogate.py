@@ -64,21 +64,22 @@ class SurrogateEvaluator:
 
     Args:
         problem: the problem.
+        role: the role of the model.
     """
 
     metrics: Sequence[str] = ("quality_loss", "accuracy_ratio", "quality_cliff_ratio")
 
-    def __init__(self, problem: Problem) -> None:
-        profile = problem.quality.get(TARGET)
+    def __init__(self, problem: Problem, role: str = TARGET) -> None:
+        profile = problem.quality.get(role)
         if profile is None:
             raise UserError(
-                f"the cost model 'surrogate' needs a quality profile of {problem.target.name}",
+                f"the cost model 'surrogate' needs a quality profile of {problem.models[role].name}",
                 'measure one with "dse profile" and give Study(quality="FILE.jsonl"), or use the cost model "prior"',
             )
-        self.model = problem.target
+        self.role, self.model = role, problem.models[role]
         self.predictor = Predictor(profile, math.log(self.model.vocab_size))
-        self.prior = PriorEvaluator(problem)
-        self._kind = {"measured": "surrogate"}.get(profile.kind, profile.kind)
+        self.prior = PriorEvaluator(problem, role)
+        self.kind = {"measured": "surrogate"}.get(profile.kind, profile.kind)
         self._laid: dict[int, dict[str, _Laid]] = {}
         self.fingerprint = content_hash(
             {"model": VERSION, "profile": profile.content_hash, "prior": self.prior.fingerprint}
@@ -108,7 +109,7 @@ class SurrogateEvaluator:
             values={"quality_loss": loss, "accuracy_ratio": score, "quality_cliff_ratio": found.cliff_ratio},
             n=n,
             intervals={"quality_loss": (loss_low, loss_high), "accuracy_ratio": (score_low, score_high)},
-            basis=dict.fromkeys(self.metrics, self._kind),
+            basis=dict.fromkeys(self.metrics, self.kind),
         )
 
     def summed_loss(self, batch: DesignBatch) -> np.ndarray:
@@ -146,15 +147,14 @@ class SurrogateEvaluator:
         known = self.predictor.knobs
         arrays = {}
         for name in PROFILED:
-            if name in batch and name not in known and (unique_rows(batch[name]) != self._default(batch, name)).any():
+            if name not in batch or name in known:
+                continue
+            own = [i for i, e in enumerate(batch.schema.fields[name].entries) if e.role in (self.role, "")]
+            if (unique_rows(batch[name])[:, own] != batch.schema.fields[name].default[own]).any():
                 arrays[name] = batch[name]
         if not arrays:
             return None
         return self.prior.evaluate(DesignBatch(batch.schema, arrays, len(batch)))
-
-    @staticmethod
-    def _default(batch: DesignBatch, name: str) -> np.ndarray:
-        return batch.schema.fields[name].default
 
     def _lay(self, schema: Schema) -> Mapping[str, _Laid]:
         """Return the profiled knobs over the places of a schema (they differ by its channel groups alone)."""
@@ -162,7 +162,7 @@ class SurrogateEvaluator:
             found = {}
             for knob in (k for k in self.predictor.knobs if k in schema.fields):
                 entries = schema.fields[knob].entries
-                columns = np.flatnonzero([e.role == TARGET for e in entries])
+                columns = np.flatnonzero([e.role == self.role for e in entries])
                 own = [entries[i] for i in columns]
                 laid = self.predictor.lay(knob, own, self._weights(own), self._units(knob, own))
                 found[knob] = _Laid(laid, columns, own)

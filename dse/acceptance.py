@@ -43,6 +43,8 @@ class Acceptance:
         nodes: guesses that a step checks where they form a tree, 0 for a chain.
         width: guesses that one draft pass works on.
         source: where it comes from.
+        loss_ratio: share of a loss by compression that acceptance feels (:mod:`costmodels.speculation`): 1 for a loss
+            that is spread evenly over tokens, less where few tokens have most of it; measured on compressed pairs.
 
     Raises:
         UserError: a rate outside 0..1, ends that do not enclose it, no rate at all.
@@ -55,8 +57,10 @@ class Acceptance:
     nodes: int = 0
     width: int = 1
     source: str = ""
+    loss_ratio: float = 1.0
 
     def __post_init__(self) -> None:
+        _rate(self.loss_ratio)
         rates = tuple(_rate(r) for r in self.rates)
         low, high = (tuple(_rate(r) for r in ends) or rates for ends in (self.low, self.high))
         if not rates or len(rates) > MOST_TOKENS:
@@ -150,13 +154,16 @@ class Acceptance:
         return {
             "rates": list(self.rates), "low": list(self.low), "high": list(self.high), "goes_on": self.goes_on,
             "nodes": self.nodes, "width": self.width, "source": self.source,
+            **({} if self.loss_ratio == 1 else {"loss_ratio": self.loss_ratio}),
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Acceptance:
         """Return what :meth:`to_json` described."""
         rates, low, high = (tuple(document.get(name, ())) for name in ("rates", "low", "high"))
-        rest = {name: document[name] for name in ("goes_on", "nodes", "width", "source") if name in document}
+        rest = {
+            name: document[name] for name in ("goes_on", "nodes", "width", "source", "loss_ratio") if name in document
+        }
         return cls(rates, low, high, **rest)
 
     @classmethod

@@ -1,8 +1,6 @@
 """What the stages of a cascade answer, query by query: from a log, or made from a parametric profile.
 
-A log has a row per query and stage: ``query, stage, score, correct`` and, where known, ``tokens`` (of the answer) and
-``test_1, test_2, ...`` (outcomes 0 or 1 of checks that the stage wrote for its own answer: a self-test). Scores are
-confidences from 0 to 1; every query has every stage.
+Logs are read by :mod:`dse.cascadelog`. Scores are confidences from 0 to 1; every query has every stage.
 
 A profile says instead of each stage how often it is right (``accuracy``), how well its confidence ranks right above
 wrong answers (``auroc``), and how often a self-test passes a right and a wrong answer. It becomes a table of 2,048
@@ -17,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
@@ -25,13 +23,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from dse.acceptance import read_rows
 from dse.canonical import content_hash
-from dse.errors import TableError, UserError
+from dse.errors import UserError
 
 N_QUERIES: Final = 2048
 _quantile: Final = NormalDist().inv_cdf
-_NEEDED: Final = ("query", "stage", "score", "correct")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +41,11 @@ class CascadeTable:
         tokens: output tokens, shape (q, k); None where every answer has the scenario's length.
         tests: outcomes of self-tests, shape (q, k, m).
         source: where it comes from.
+        further: second, third, ... answers of the same stages to the same queries.
+        reruns: what a stage answers once it is compressed, by what that costs it.
 
     Raises:
-        UserError: shapes that do not fit, a score or a credit outside 0..1, no query.
+        UserError: shapes that do not fit, a score or a credit outside 0..1, no query, a loss that is none.
     """
 
     stages: tuple[str, ...]
@@ -56,6 +54,8 @@ class CascadeTable:
     tokens: np.ndarray | None = None
     tests: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
     source: str = ""
+    further: tuple[CascadeTable, ...] = ()
+    reruns: tuple[Rerun, ...] = ()
 
     def __post_init__(self) -> None:
         shape = np.shape(self.score)
@@ -74,11 +74,39 @@ class CascadeTable:
                 raise UserError(f"cascade: a {name} is missing, not finite or outside 0..1")
         if self.tokens is not None and not (np.isfinite(self.tokens).all() and (self.tokens >= 1).all()):
             raise UserError("cascade: an answer of less than one token, or of no number of them")
+        for one in self.further:
+            if one.stages != self.stages or one.score.shape != shape or one.tests.shape != tests.shape:
+                raise UserError("cascade: further solutions of other stages, queries or self-tests than the first")
+        for rerun in self.reruns:
+            role, n = rerun.answers.stages[0], 1 + len(rerun.answers.further)
+            if rerun.answers.stages != (role,) or role not in self.stages or len(rerun.answers.score) != shape[0]:
+                raise UserError(f"cascade: a compressed run of {rerun.answers.stages} on other stages or queries")
+            if rerun.answers.n_tests != self.n_tests or n != self.n_solutions:
+                raise UserError(
+                    f"cascade: {role} at {rerun.loss_nats:g} nats has {rerun.answers.n_tests} self-tests and {n} "
+                    f"solutions, uncompressed {self.n_tests} and {self.n_solutions}"
+                )
 
     @property
     def n_tests(self) -> int:
         """Self-tests that every answer has outcomes of."""
         return int(self.tests.shape[2])
+
+    @property
+    def n_solutions(self) -> int:
+        """Answers of each stage to each query."""
+        return 1 + len(self.further)
+
+    @property
+    def solutions(self) -> tuple[CascadeTable, ...]:
+        """The first, second, ... answers."""
+        return (self, *self.further)
+
+    def runs(self, stage: int) -> tuple[np.ndarray, list[CascadeTable]]:
+        """Return the losses at which a stage was asked, ascending from 0, and what it answered, tables of one stage."""
+        role = self.stages[stage]
+        own = sorted((r for r in self.reruns if r.answers.stages == (role,)), key=lambda r: r.loss_nats)
+        return np.array([0.0, *(r.loss_nats for r in own)]), [self.of([role]), *(r.answers for r in own)]
 
     def scores(self, stage: int, n_tests: int) -> np.ndarray:
         """Return what a stage is routed by, shape (q,): confidence, or the share of its first self-tests that pass."""
@@ -89,13 +117,19 @@ class CascadeTable:
         at = [self.stages.index(s) for s in stages]
         tokens = None if self.tokens is None else self.tokens[:, at]
         return CascadeTable(
-            tuple(stages), self.score[:, at], self.correct[:, at], tokens, self.tests[:, at], self.source
-        )
+            tuple(stages), self.score[:, at], self.correct[:, at], tokens, self.tests[:, at], self.source,
+            tuple(one.of(stages) for one in self.further),
+            tuple(r for r in self.reruns if r.answers.stages[0] in stages),
+        )  # fmt: skip
 
     def rows(self, which: np.ndarray) -> CascadeTable:
         """Return some queries."""
         tokens = None if self.tokens is None else self.tokens[which]
-        return CascadeTable(self.stages, self.score[which], self.correct[which], tokens, self.tests[which], self.source)
+        return CascadeTable(
+            self.stages, self.score[which], self.correct[which], tokens, self.tests[which], self.source,
+            tuple(one.rows(which) for one in self.further),
+            tuple(Rerun(r.loss_nats, r.answers.rows(which)) for r in self.reruns),
+        )  # fmt: skip
 
     @classmethod
     def of_log(cls, path: str | Path) -> CascadeTable:
@@ -105,31 +139,9 @@ class CascadeTable:
             TableError: a file that cannot be read, a row without a needed column, a score that is missing, not finite
                 or outside 0..1, a query that lacks a stage or has one twice.
         """
-        found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-        n_tests: int | None = None
-        for where, row in read_rows(path, _NEEDED):
-            names = sorted((n for n in row if str(n).startswith("test_")), key=lambda n: (len(n), n))
-            tests = [_number(row[n], n, where, 1.0) for n in names if row[n] not in (None, "")]
-            n_tests = len(tests) if n_tests is None else min(n_tests, len(tests))
-            tokens = row.get("tokens")
-            length = math.nan if tokens in (None, "") else _number(tokens, "tokens", where, math.inf)
-            main = [_number(row["score"], "score", where, 1.0), _number(row["correct"], "correct", where, 1.0), length]
-            query, stage = str(row["query"]), str(row["stage"])
-            if stage in found.setdefault(query, {}):
-                raise TableError(f"{where}: query {query!r} has stage {stage!r} twice")
-            found[query][stage] = (main, tests)
-        stages = tuple(dict.fromkeys(stage for one in found.values() for stage in one))
-        for query, one in found.items():
-            if missing := [s for s in stages if s not in one]:
-                raise TableError(f"{path}: query {query!r} has no row of {', '.join(missing)}")
-        main_part = np.array([[one[s][0] for s in stages] for one in found.values()])
-        tests_part = np.array([[one[s][1][: n_tests or 0] for s in stages] for one in found.values()], dtype=np.float64)
-        lengths = main_part[:, :, 2]
-        if np.isnan(lengths).any() and not np.isnan(lengths).all():
-            raise TableError(f"{path}: tokens are missing in some rows", "give them in all rows or in none")
-        tokens_part = None if np.isnan(lengths).any() else lengths
-        shape = (len(found), len(stages), n_tests or 0)
-        return cls(stages, main_part[:, :, 0], main_part[:, :, 1], tokens_part, tests_part.reshape(shape), str(path))
+        from dse.cascadelog import read_log
+
+        return read_log(path)
 
     def table(self) -> CascadeTable:
         """Return itself."""
@@ -146,7 +158,26 @@ class CascadeTable:
             "stages": list(self.stages), "score": self.score.tolist(), "correct": self.correct.tolist(),
             "tokens": None if self.tokens is None else self.tokens.tolist(), "tests": self.tests.tolist(),
             "source": self.source,
+            **({"further": [one.to_json() for one in self.further]} if self.further else {}),
+            **({"reruns": [[r.loss_nats, r.answers.to_json()] for r in self.reruns]} if self.reruns else {}),
         }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Rerun:
+    """What one compressed stage answers.
+
+    Attributes:
+        loss_nats: what compression costs it, KL to the uncompressed stage's output per token, above 0.
+        answers: a table of that stage alone, the queries in the order of the uncompressed ones.
+    """
+
+    loss_nats: float
+    answers: CascadeTable
+
+    def __post_init__(self) -> None:
+        if not 0 < self.loss_nats < math.inf:
+            raise UserError(f"cascade: a compressed run at a loss of {self.loss_nats} nats", "a number above 0")
 
 
 @dataclass(frozen=True)
@@ -184,25 +215,45 @@ class CascadeProfile:
         stages: role -> profile, in the order in which they are asked.
         correlation: of the difficulty of a query for different stages, from 0 to below 1.
         n_tests: self-tests to draw outcomes of.
+        n_solutions: answers of each stage to draw.
+        solution_correlation: of the difficulty of a query for different answers of one stage, likewise.
     """
 
     stages: Mapping[str, StageProfile]
     correlation: float = 0.5
     n_tests: int = 8
+    n_solutions: int = 1
+    solution_correlation: float = 0.7
 
     def __post_init__(self) -> None:
         if not self.stages or not 0 <= self.correlation < 1 or not 0 <= self.n_tests <= 64:
             raise UserError(f"cascade profile: {len(self.stages)} stages, correlation={self.correlation} cannot be")
+        if not 1 <= self.n_solutions <= 16 or not 0 <= self.solution_correlation < 1:
+            raise UserError(
+                f"cascade profile: n_solutions={self.n_solutions}, "
+                f"solution_correlation={self.solution_correlation} cannot be",
+                "1 to 16 solutions, a correlation from 0 to below 1",
+            )
 
     def table(self) -> CascadeTable:
         """Return the queries that the profile stands for."""
-        k, m = len(self.stages), self.n_tests
-        rng, profiles = np.random.default_rng(0), list(self.stages.values())
-        accuracy = np.array([p.accuracy for p in profiles])
+        k, rng = len(self.stages), np.random.default_rng(0)
         every = np.ones(N_QUERIES, dtype=bool)
         common = _normal(_levels(rng, every, 1))
         own = _normal(_levels(rng, every, k))
         hard = math.sqrt(self.correlation) * common + math.sqrt(1 - self.correlation) * own
+        if self.n_solutions == 1:
+            return self._answers(rng, hard)
+        shared, rest = math.sqrt(self.solution_correlation), math.sqrt(1 - self.solution_correlation)
+        found = [
+            self._answers(rng, shared * hard + rest * _normal(_levels(rng, every, k))) for _ in range(self.n_solutions)
+        ]
+        return replace(found[0], further=tuple(found[1:]))
+
+    def _answers(self, rng: np.random.Generator, hard: np.ndarray) -> CascadeTable:
+        """Return one answer of each stage to each query, from how hard the query is, normal, shape (q, k)."""
+        k, m, profiles = len(self.stages), self.n_tests, list(self.stages.values())
+        accuracy = np.array([p.accuracy for p in profiles])
         correct = hard < [_quantile(a) for a in accuracy]
         # Levels among right and among wrong answers apart: shares of either are then exact, and so is the ranking.
         noise, tests = np.empty((N_QUERIES, k)), np.empty((N_QUERIES, k, m))
@@ -221,20 +272,29 @@ class CascadeProfile:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON types."""
         stages = {role: asdict(p) for role, p in self.stages.items()}
-        return {"profile": stages, "correlation": self.correlation, "n_tests": self.n_tests}
+        several = {"n_solutions": self.n_solutions, "solution_correlation": self.solution_correlation}
+        alone = self.n_solutions == 1
+        return {
+            "profile": stages, "correlation": self.correlation, "n_tests": self.n_tests, **({} if alone else several)
+        }  # fmt: skip
 
 
 def cascade_from_json(document: Mapping[str, Any]) -> CascadeTable | CascadeProfile:
     """Return the table or profile that ``to_json`` described."""
     if "profile" in document:
         stages = {role: StageProfile(**p) for role, p in document["profile"].items()}
-        return CascadeProfile(stages, document["correlation"], document["n_tests"])
+        several = {name: document[name] for name in ("n_solutions", "solution_correlation") if name in document}
+        return CascadeProfile(stages, document["correlation"], document["n_tests"], **several)
     tokens = document["tokens"]
     score = np.array(document["score"], dtype=np.float64)
     tests = np.array(document["tests"], dtype=np.float64).reshape(*score.shape, -1)
+    further = [cascade_from_json(one) for one in document.get("further", ())]
+    reruns = [(loss, cascade_from_json(one)) for loss, one in document.get("reruns", ())]
     return CascadeTable(
         tuple(document["stages"]), score, np.array(document["correct"], dtype=np.float64),
         None if tokens is None else np.array(tokens, dtype=np.float64), tests, document["source"],
+        tuple(one for one in further if isinstance(one, CascadeTable)),
+        tuple(Rerun(loss, one) for loss, one in reruns if isinstance(one, CascadeTable)),
     )  # fmt: skip
 
 
@@ -248,16 +308,3 @@ def _normal(levels: np.ndarray) -> np.ndarray:
     """Return the normal quantiles of levels."""
     values, which = np.unique(levels, return_inverse=True)
     return np.array([_quantile(v) for v in values.tolist()])[which].reshape(levels.shape)
-
-
-def _number(value: object, name: str, where: str, most: float) -> float:
-    words = {"true": 1.0, "false": 0.0}
-    try:
-        number = words.get(str(value).lower(), math.nan)
-        number = float(str(value)) if math.isnan(number) else number
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and 0 <= number <= most):
-        hint = "map scores to 0..1 first, keeping their order" if name == "score" else ""
-        raise TableError(f"{where}: {name}={value!r} is not a number from 0 to {most:g}", hint)
-    return number

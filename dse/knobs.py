@@ -198,8 +198,10 @@ KNOBS: Final[dict[str, Knob]] = _all(
     Knob("cascade", Scope.PROBLEM, str, "roles that are asked in turn, joined by +", default="target"),
     Knob("threshold", Scope.STAGE, float, "score from which a stage's answer is kept",
          low=0.0, high=1.0, default=0.5),
-    Knob("self_tests", Scope.STAGE, int, "checks that a stage writes for its answer; 0: its confidence is the score",
+    Knob("self_tests", Scope.ANSWER, int, "checks that a stage writes for its answers; 0: its confidence is the score",
          low=0, high=64, default=0),
+    Knob("solutions", Scope.ANSWER, int, "answers that a stage writes; the one with the best score counts",
+         low=1, high=16, default=1),
     Knob("prefill_chunk", Scope.PROBLEM, int, "positions of a prompt that one pass takes; 0 for all",
          low=0, high=16_777_216, default=0),
     # What it runs on.

@@ -43,7 +43,7 @@ from dse.params import Value
 from dse.policy import answering, check_choice
 from dse.problem import PARALLEL, Problem
 
-POLICY: Final = ("draft", "draft_tokens", "cascade", "threshold", "self_tests", "prefill_chunk")
+POLICY: Final = ("draft", "draft_tokens", "cascade", "threshold", "self_tests", "solutions", "prefill_chunk")
 # Words of several declarations stand in one array: wide enough for any, whichever comes first.
 _WORD: Final = np.dtype("<U64")
 _PARTS: Final = {"half": 2, "third": 3, "quarter": 4}

@@ -85,7 +85,8 @@ class Study:
         fusion: operators that run fused beside the named forms, see :class:`dse.problem.Problem`.
         policy: what is known of drafters and cascade stages; gives the space their knobs.
         quality: quality profile of the model, as a file or read already; a mapping role -> profile where there are
-            several models. With one, the cost model "surrogate" takes the place of "prior" unless others are named.
+            several models. With one, the cost model "surrogate" takes the place of "prior" unless others are named;
+            "policy" judges each role by its own, or by the prior.
         trials: designs that a run evaluates unless it is told otherwise.
         seed: seed of everything random.
         ask_size: designs asked for at a time.
@@ -139,8 +140,8 @@ class Study:
         self.bound_space = self.space.bind(self.problem)
         named = cost_models or _default_cost_models(self.problem)
         self.cost_models = (named,) if isinstance(named, str) else tuple(named)
-        if TARGET in self.problem.quality:
-            check_coverage(self.problem.quality[TARGET], self.bound_space)
+        for role, profile in self.problem.quality.items():
+            check_coverage(profile, self.bound_space, role)
         self.goal = Goal.parse(objectives, constraints, self.evaluation.metrics)
         self.ladder = Ladder(
             self.bound_space, self.evaluation, (ladder,) if isinstance(ladder, Rung) else ladder, self.goal.metrics

@@ -70,6 +70,7 @@ DIMENSIONLESS: Final = frozenset(
         "prefill_chunk",
         "token_stride",
         "self_tests",
+        "solutions",
         "threshold",
         "pe_rows",
         "pe_cols",

@@ -1,9 +1,9 @@
 """Code generation on an H100: a small coder first, its own tests as the judge, a large one on doubt.
 
 Qwen2.5-Coder-1.5B answers and writes tests for its answer; where too few pass, Qwen2.5-Coder-32B answers, helped by a
-drafter: the 0.5B model, an EAGLE head, or look-ups in the prompt. Searched together: who is asked, thresholds, tests,
-drafter and look-ahead, bits of every model, batch. The objective is energy and accuracy under a limit on the 95th
-percentile of the latency of the mixture.
+drafter: the 0.5B model, an EAGLE head, or look-ups in the prompt. Searched together: who is asked, thresholds, how many
+solutions and tests each writes, drafter and look-ahead, bits of every model, batch. The objective is energy and
+accuracy under a limit on the 95th percentile of the latency of the mixture.
 
 ``screenshots`` is the same question with a screenshot as context: Qwen2.5-VL 3B first, 7B on doubt (72B does not fit
 one H100).
@@ -36,6 +36,7 @@ study = Study(
                 "target": StageProfile(accuracy=0.88, auroc=0.75),
             },
             correlation=0.5,
+            n_solutions=4,
         ),
         test_tokens=80,
     ),
@@ -50,6 +51,7 @@ study = Study(
         cascade=Choice("target", "stage1", "stage1+target"),
         threshold=Float(0.0, 1.0, step=0.125),
         self_tests=Choice(0, 1, 2, 4, 8),
+        solutions=Choice(1, 2, 4),
         batch=Choice(1, 4, 16, 64),
     ),
     objectives="min energy_j, max accuracy_ratio",
@@ -72,6 +74,7 @@ screenshots = Study(
                 "target": StageProfile(accuracy=0.72, auroc=0.72),
             },
             correlation=0.6,
+            n_solutions=2,
         ),
     ),
     space=Space(
@@ -85,6 +88,7 @@ screenshots = Study(
         cascade=Choice("target", "stage1", "stage1+target"),
         threshold=Float(0.0, 1.0, step=0.125),
         self_tests=Choice(0, 2, 4),
+        solutions=Choice(1, 2),
         batch=Choice(1, 4, 16),
     ),
     objectives="min energy_j, max accuracy_ratio",

@@ -28,7 +28,7 @@ from dse.errors import UserError
 from dse.model import Model
 from dse.profile import LEAST_SAMPLES, Figures, TaskMetric
 
-SPLITS: Final = ("samples", "test_samples")
+SPLITS: Final = ("samples", "test_samples", "log_samples")
 
 
 class NotFinite(UserError):
@@ -132,6 +132,17 @@ class Bench:
         is_told = n >= LEAST_SAMPLES
         return Figures(max(kl_nats, 0.0), kl_se if is_told else None, metric, metric_se if is_told else None, n)
 
+    def answers(self, settings: Settings, split: str = "log_samples") -> tuple[np.ndarray, np.ndarray]:
+        """Return what the compressed model answers as a stage: confidences and credits, shape (samples,) both.
+
+        Args:
+            settings: the configuration.
+            split: one of :data:`SPLITS`.
+        """
+        with torch.no_grad(), self.compressed(settings):
+            found = [self.target.answer(batch, **settings.image) for batch in self._batches(split)]
+        return torch.cat([score for score, _ in found]).numpy(), torch.cat([credit for _, credit in found]).numpy()
+
     @contextmanager
     def compressed(self, settings: Settings) -> Iterator[None]:
         """Compress the model for the duration of the block."""
@@ -148,7 +159,8 @@ class Bench:
         return (same.sum(1) / mask.sum(1).clamp_min(1)).double().cpu()
 
     def _batches(self, split: str) -> list[Any]:
-        return self.target.samples if split == "samples" else self.target.test_samples
+        found: list[Any] = getattr(self.target, split)
+        return found
 
     def _reference(self, split: str) -> list[_Reference]:
         if split == "test_samples" and not self.target.has_test_samples:

@@ -5,10 +5,13 @@ The file is plain Python. It may define
     model() or model(weights)           the full model, a torch.nn.Module; if left out, ``weights`` is a checkpoint
     samples()                           batches to measure on, a list of anything that forward takes
     test_samples()                      other batches, for whole configurations; samples() again if left out
+    log_samples()                       batches that cascades are logged on; samples() again if left out
     forward(model, batch)               the logits, shape (n, ..., classes), n samples; or a pair (logits, mask) with a
                                         boolean mask of shape (n, ...) of the outputs that count
     evaluate(logits, batch)             the task's score of each sample, shape (n,), more is better; left out, the share
                                         of outputs on which the compressed model agrees with the full one
+    answer(model, batch)                what the model answers when it is asked, as a stage of a cascade: a confidence
+                                        from 0 to 1 and a credit (right or wrong) of each sample, shape (n,) both
     METRIC, CHANCE                      name of that score, and what a model that knows nothing gets
     cache_modules(model)                {(component, block): (name of the module that gives keys, ... values)} where
                                         they cannot be recognised
@@ -132,6 +135,11 @@ class Target:
             return self._batches("test_samples")
         return self.samples
 
+    @cached_property
+    def log_samples(self) -> list[Any]:
+        """The batches that cascades are logged on."""
+        return self._batches("log_samples") if self._function("log_samples") is not None else self.samples
+
     @property
     def has_test_samples(self) -> bool:
         """Whether configurations are measured on samples of their own."""
@@ -212,6 +220,24 @@ class Target:
                 "every sample has a finite score; leave out samples that have none",
             )
         return scores
+
+    def answer(self, batch: Any, **knobs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the user's confidence and credit of each sample, shape (n,) both, 64-bit; checked.
+
+        Raises:
+            UserError: no ``answer`` in the file, or figures that are none from 0 to 1.
+        """
+        make = self._function("answer")
+        if make is None:
+            raise UserError(
+                f"{self.source.file or 'no file'} does not say how a stage answers",
+                "define answer(model, batch): confidences and credits of the samples, shape (n,) both",
+            )
+        score, credit = (torch.as_tensor(part).double().cpu() for part in make(self.model, batch, **knobs))
+        for name, part in (("confidence", score), ("credit", credit)):
+            if part.dim() != 1 or len(part) != len(score) or not bool(((part >= 0) & (part <= 1)).all()):
+                raise UserError(f"answer() gives a {name} that is no number from 0 to 1 for each sample")
+        return score, credit
 
     def cache_modules(self) -> dict[tuple[str, int], tuple[str, str]] | None:
         """Return the modules that give keys and values as the user names them, None if they do not."""

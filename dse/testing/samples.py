@@ -83,7 +83,7 @@ def small_policy_problem(hardware: str = "npu-template") -> Problem:
         "stage1": Model.from_config({**_DECODER, "num_hidden_layers": 2}, name="small-stage"),
         "draft": Model.from_config(small, name="small-draft"),
     }
-    profile = CascadeProfile({"stage1": StageProfile(0.6, 0.8, 0.9, 0.3), TARGET: StageProfile(0.8, 0.7)}, n_tests=3)
+    profile = CascadeProfile({"stage1": StageProfile(0.6, 0.8, 0.9, 0.3), TARGET: StageProfile(0.8, 0.7)}, 0.5, 3, 2)
     policy = Policy({"draft": Acceptance.of_rate(0.7, 0.6, 0.8)}, profile, test_tokens=5)
     return Problem(models, Scenario(prompt_tokens=20, output_tokens=12), read_hardware(hardware), policy=policy)
 
@@ -125,6 +125,7 @@ def small_space(problem: Problem | None = None, **changed: Any) -> BoundSpace:
         "cascade": Choice("target", "stage1", "stage1+target"),
         "threshold": Float(0.0, 1.0, step=0.125),
         "self_tests": Choice(0, 1, 3),
+        "solutions": Choice(1, 2),
         "prefill_chunk": Choice(0, 4, 7),
         "loop_order": Choice("auto", "mnk", "mkn", "nmk", "nkm", "kmn", "knm"),
     } | changed

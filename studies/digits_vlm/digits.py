@@ -54,7 +54,7 @@ def split(part: str) -> tuple[np.ndarray, np.ndarray]:
     return images[order[start:stop]], labels[order[start:stop]]
 
 
-def answer(kind: str, left: int, right: int) -> list[str]:
+def words_of(kind: str, left: int, right: int) -> list[str]:
     """Return the words of an answer, full stop included."""
     side = "same" if left == right else "left" if left > right else "right"
     words = {
@@ -72,7 +72,10 @@ def answer(kind: str, left: int, right: int) -> list[str]:
 
 ANSWERS: Final = np.array(
     [
-        [[[TOKEN[w] for w in (*answer(k, a, b), *["<pad>"] * 4)][:ANSWER_TOKENS] for b in range(10)] for a in range(10)]
+        [
+            [[TOKEN[w] for w in (*words_of(k, a, b), *["<pad>"] * 4)][:ANSWER_TOKENS] for b in range(10)]
+            for a in range(10)
+        ]
         for k in KINDS
     ]
 )
@@ -170,12 +173,16 @@ def forward(
         visual_token_keep: part of the visual tokens kept, evenly spaced.
         token_stride: side of the squares of visual tokens that are averaged.
     """
+    return answer_logits(net, seen(net, batch, visual_token_keep, token_stride), batch)
+
+
+def seen(net: Any, batch: Batch, visual_token_keep: float, token_stride: int) -> torch.Tensor:
+    """Return the visual tokens that the decoder reads, shape (n, tokens, width)."""
     core = net.model
     tower = core.vision_tower
     # The features of LLaVA are those in front of the tower's last norm.
     features = tower.encoder(inputs_embeds=tower.embeddings(batch["pixels"])).last_hidden_state
-    visual = fewer(core.multi_modal_projector(features), visual_token_keep, token_stride)
-    return answer_logits(net, visual, batch)
+    return fewer(core.multi_modal_projector(features), visual_token_keep, token_stride)
 
 
 def fewer(visual: torch.Tensor, visual_token_keep: float, token_stride: int) -> torch.Tensor:
@@ -221,7 +228,32 @@ def test_samples() -> list[Batch]:
     return [make_batch(split("test"), _BATCH, rng) for _ in range(16)]
 
 
+def log_samples() -> list[Batch]:
+    """Return the questions that cascades are logged on: more, about the digits of single choices."""
+    rng = np.random.default_rng(3)
+    return [make_batch(split("profile"), _BATCH, rng) for _ in range(16)]
+
+
 def evaluate(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return 1 for each answer of which all words are right, given those before; else 0."""
     ignored = batch["answer"] == TOKEN["<pad>"]
     return ((logits.argmax(-1) == batch["answer"]) | ignored).all(1).double()
+
+
+def answer(
+    net: Any, batch: Batch, visual_token_keep: float = 1.0, token_stride: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how sure the model is of what it says on its own, and whether that is right, shape (n,) both.
+
+    The confidence is the chance that it gives to its answer: the product over the words up to the full stop.
+    """
+    visual = seen(net, batch, visual_token_keep, token_stride)
+    said = torch.zeros_like(batch["answer"])
+    sure, ended = torch.ones(len(said)), torch.zeros(len(said), dtype=torch.bool)
+    for place in range(ANSWER_TOKENS):
+        logits, _ = answer_logits(net, visual, {**batch, "answer": said})
+        chance, word = logits[:, place].softmax(-1).max(-1)
+        said[:, place] = torch.where(ended, 0, word)
+        sure = torch.where(ended, sure, sure * chance)
+        ended |= word == TOKEN["."]
+    return sure, (said == batch["answer"]).all(1).double()

@@ -3,6 +3,8 @@
 import csv
 import itertools
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.cascade import mean_over_routes, quantiles, ranking, route
-from dse.cascades import CascadeProfile, CascadeTable, StageProfile, cascade_from_json
+from dse.cascades import CascadeProfile, CascadeTable, Rerun, StageProfile, cascade_from_json
 from dse.errors import TableError, UserError
 
 
@@ -76,6 +78,90 @@ def test_the_recursion_is_the_enumeration_of_every_path(seed, q, k, m):
             up_to = sum(w for w, c, *_ in paths if c <= point + 1e-12)
             assert below <= level + 1e-9
             assert up_to >= level - 1e-9
+
+
+def _several(rng, q, k, m, s):
+    tables = [_table(rng, q, k, m) for _ in range(s)]
+    return replace(tables[0], further=tuple(tables[1:]))
+
+
+def _enumerate_solutions(table, stage, tests, several, threshold, kept, is_last):
+    """Every combination of flips of the first ``several`` answers, and of what flipped ones score, query by query."""
+    q = len(table.score)
+    answers = [
+        [
+            (float(one.tests[i, stage, :tests].mean()) if tests else float(one.score[i, stage]), one.correct[i, stage])
+            for one in table.solutions[:several]
+        ]
+        for i in range(q)
+    ]
+    every = [a for own in answers for a in own]
+    pool = [score for score, right in every if not right] or [score for score, _ in every]
+    found = []
+    for own in answers:
+        options = []
+        for score, right in own:
+            cases = [(kept if right else 1.0, score, right)]
+            if right:
+                cases += [((1 - kept) / len(pool), wrong, 0.0) for wrong in pool]
+            options.append(cases)
+        keeps = credit = 0.0
+        for combination in itertools.product(*options):
+            chance = math.prod(c for c, _, _ in combination)
+            best = max(score for _, score, _ in combination)
+            right = next(r for _, score, r in combination if score == best)
+            if is_last or best >= threshold:
+                keeps, credit = keeps + chance, credit + chance * right
+        found.append((keeps, credit))
+    return np.array(found)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), q=st.integers(1, 4), m=st.integers(0, 3), s=st.integers(1, 3))
+def test_solutions_and_generated_tests_equal_the_enumeration_of_every_outcome(seed, q, m, s):
+    """Two stages; each writes up to s solutions and m tests; the enumeration knows no product and no distribution."""
+    rng = np.random.default_rng(seed)
+    table = _several(rng, q, 2, m, s)
+    n = 3
+    threshold, kept = rng.integers(0, 6, (n, 1)) / 5, rng.random((n, 2))
+    kept[0] = 1.0
+    tests, several = rng.integers(0, m + 1, (n, 2)) * 1.0, rng.integers(1, s + 1, (n, 2)) * 1.0
+    routes = route(table, threshold, tests, kept, several)
+    for d in range(n):
+        first, last = (
+            _enumerate_solutions(
+                table, stage, int(tests[d, stage]), int(several[d, stage]), threshold[d, 0], kept[d, stage], stage == 1
+            )
+            for stage in range(2)
+        )
+        assert last[:, 0] == pytest.approx(1.0)
+        assert routes.escalation_ratio[d] == pytest.approx(1 - first[:, 0].mean(), abs=1e-12)
+        right = first[:, 1] + (1 - first[:, 0]) * last[:, 1]
+        assert routes.accuracy_ratio[d] == pytest.approx(right.mean(), abs=1e-12)
+
+
+def test_a_compressed_stage_that_was_asked_again_answers_as_it_did():
+    """Runs at 0, 0.04 and 0.16 nats; a loss of 0.09 is half way between the roots of the last two."""
+    own, runs = np.array([0.9, 0.8, 0.7, 0.1]), ([0.9, 0.4, 0.7, 0.1], [0.9, 0.4, 0.2, 0.6])
+    right = np.array([1.0, 1.0, 1.0, 0.0])
+    table = CascadeTable(("stage1", "target"), np.stack([own, own], axis=1), np.stack([right, np.ones(4)], axis=1))
+    reruns = tuple(
+        Rerun(loss, CascadeTable(("stage1",), np.array(score)[:, None], right[:, None]))
+        for loss, score in zip((0.16, 0.04), (runs[1], runs[0]), strict=True)
+    )
+    loss = np.array([[0.0, 0.0], [0.04, 0.0], [0.09, 0.0], [0.16, 0.0], [9.0, 0.0]])
+    kept = np.array([[0.9, 1.0]] * 4 + [[0.5, 1.0]])
+    one = np.ones((5, 1))
+    routes = route(replace(table, reruns=reruns), 0.5 * one, 0 * one, kept, None, loss)
+    # Passed on: the last query; then query 2 too; then 2 and 3, but not 4. Half way: queries 2, half of 3, half of 4.
+    assert routes.escalation_ratio[:4].tolist() == pytest.approx([0.25, 0.5, 0.5, 0.5])
+    assert routes.stop[2, :, 0].tolist() == pytest.approx([1.0, 0.0, 0.5, 0.5])
+    # Beyond the last run half of the right answers turn wrong, and score as its one wrong answer does: 0.6, kept.
+    assert routes.stop[4, :, 0].tolist() == pytest.approx([1.0, 0.5, 0.5, 1.0])
+    assert routes.right[4, :, 0].tolist() == pytest.approx([0.5, 0.0, 0.0, 0.0])
+    # Without a loss the runs are not looked at.
+    plain = route(replace(table, reruns=reruns), 0.5 * one, 0 * one, np.ones((5, 2)))
+    assert plain.escalation_ratio.tolist() == [0.25] * 5
 
 
 @settings(deadline=None, max_examples=30)
@@ -171,9 +257,47 @@ def test_a_log_is_read_and_kept(tmp_path):
     assert back.content_hash == table.content_hash
 
 
+def test_a_log_with_solutions_and_compressed_runs_is_read_and_kept(tmp_path):
+    head = "query,stage,score,correct,test_1,solution,loss\n"
+    rows = [
+        "a,stage1,0.5,1,1,1,", "b,stage1,0.4,0,0,1,", "a,stage1,0.6,0,0,2,", "b,stage1,0.3,1,1,2,",
+        "a,target,0.9,1,1,1,", "b,target,0.8,1,1,1,", "a,target,0.7,1,0,2,", "b,target,0.6,0,1,2,",
+        "b,stage1,0.2,0,0,1,0.1", "a,stage1,0.1,0,1,1,0.1", "a,stage1,0.25,0,1,2,0.1", "b,stage1,0.35,0,0,2,0.1",
+    ]  # fmt: skip
+    table = CascadeTable.of_log(_log(tmp_path / "log.csv", head + "\n".join(rows) + "\n"))
+    assert (table.stages, table.n_solutions, table.n_tests) == (("stage1", "target"), 2, 1)
+    assert table.solutions[1].score.tolist() == [[0.6, 0.7], [0.3, 0.6]]
+    losses, runs = table.runs(0)
+    assert losses.tolist() == [0.0, 0.1]
+    assert runs[1].score.tolist() == [[0.1], [0.2]]
+    assert runs[1].solutions[1].score.tolist() == [[0.25], [0.35]]
+    assert table.runs(1)[0].tolist() == [0.0]
+    back = cascade_from_json(json.loads(json.dumps(table.to_json())))
+    assert back.content_hash == table.content_hash
+    half = table.rows(np.array([1]))
+    assert half.runs(0)[1][1].score.tolist() == [[0.2]]
+
+
+def test_solutions_of_a_profile_are_as_good_as_asked_and_alike():
+    stages = {"stage1": StageProfile(0.5, 0.7, 0.9, 0.2), "target": StageProfile(0.8, 0.7)}
+    loose, tight = (CascadeProfile(stages, 0.5, 2, 3, c).table() for c in (0.1, 0.9))
+    for table in (loose, tight):
+        for one in table.solutions:
+            assert one.correct.mean(axis=0) == pytest.approx([0.5, 0.8], abs=0.02)
+    any_right = [np.max([one.correct[:, 0] for one in t.solutions], axis=0).mean() for t in (loose, tight)]
+    assert 0.5 < any_right[1] < any_right[0] < 1 - 0.5**3 + 0.02
+    profile = CascadeProfile(stages, 0.5, 2, 3, 0.4)
+    assert cascade_from_json(json.loads(json.dumps(profile.to_json()))) == profile
+
+
 @pytest.mark.parametrize(
     ("text", "law"),
     [
+        ("query,stage,score,correct,loss\na,target,0.5,1,0.1\n", "no row of an uncompressed stage"),
+        ("query,stage,score,correct,loss\na,target,0.5,1,\na,target,0.5,1,-1\n", "loss='-1'"),
+        ("query,stage,score,correct,loss\na,target,.5,1,\nb,target,.5,1,\na,target,.5,1,1\n", "'b' has no row of"),
+        ("query,stage,score,correct,solution\na,target,0.5,1,1.5\n", "solution=1.5"),
+        ("query,stage,score,correct,solution\na,target,0.5,1,1\na,target,0.5,1,3\n", "no row of target, solution 2"),
         ("query,stage,score,correct\na,target,nan,1\n", "score='nan'"),
         ("query,stage,score,correct\na,target,,1\n", "score missing"),
         ("query,stage,score,correct\na,target,inf,1\n", "score='inf'"),
@@ -197,6 +321,34 @@ def test_tables_that_cannot_be():
         CascadeTable(("target",), np.ones((1, 2)), np.ones((1, 2)))
     with pytest.raises(UserError, match="accuracy"):
         StageProfile(1.5)
+    one = CascadeTable(("target",), np.ones((2, 1)), np.ones((2, 1)))
+    with pytest.raises(UserError, match="further solutions"):
+        replace(one, further=(one.rows(np.array([0])),))
+    with pytest.raises(UserError, match="other stages or queries"):
+        replace(one, reruns=(Rerun(0.1, one.rows(np.array([0]))),))
+    with pytest.raises(UserError, match=r"0\.1 nats has 1 self-tests"):
+        replace(one, reruns=(Rerun(0.1, replace(one, tests=np.ones((2, 1, 1)))),))
+    with pytest.raises(UserError, match="above 0"):
+        Rerun(0.0, one)
+    with pytest.raises(UserError, match="n_solutions=0"):
+        CascadeProfile({"target": StageProfile(0.5)}, n_solutions=0)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "tests", "kept"),
+    [
+        (np.zeros((2, 2)), np.zeros((2, 1)), np.ones((2, 2))),
+        (np.zeros((2, 0)), np.zeros((2, 1)), np.ones((2, 2))),
+        (np.zeros((1, 1)), np.zeros((2, 1)), np.ones((2, 2))),
+        (np.full((2, 1), np.nan), np.zeros((2, 1)), np.ones((2, 2))),
+        (np.zeros((2, 1)), np.zeros((2, 3)), np.ones((2, 2))),
+        (np.zeros((2, 1)), np.zeros((2, 1)), np.ones((2, 3))),
+    ],
+)
+def test_lists_of_the_wrong_length(threshold, tests, kept):
+    table = CascadeTable(("stage1", "target"), np.ones((3, 2)), np.ones((3, 2)))
+    with pytest.raises(UserError, match=r"cascade: t.*\(2, 1\)|cascade: t.*2 design"):
+        route(table, threshold, tests, kept)
 
 
 def _summaries():

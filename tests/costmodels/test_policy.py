@@ -1,8 +1,8 @@
 """Whole requests under a policy: equal to single models without one, and every choice priced."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +12,11 @@ from costmodels.policy import PolicyModel
 from costmodels.prior import Prior, PriorEvaluator
 from costmodels.speculation import tokens_per_step
 from costmodels.steps import Steps
+from costmodels.surrogate import Surrogate, SurrogateEvaluator
 from dse.acceptance import Acceptance
 from dse.cascades import CascadeProfile, CascadeTable, StageProfile
 from dse.designs import DesignBatch
-from dse.errors import NameUnknown, SpaceError, UserError
+from dse.errors import NameUnknown, SpaceError, TableError, UserError
 from dse.hardware import read_hardware
 from dse.model import read_model
 from dse.model.drafters import eagle_head, medusa_heads
@@ -25,8 +26,9 @@ from dse.problem import TARGET, Problem
 from dse.scenario import Scenario
 from dse.schema import Schema
 from dse.space import Space
+from dse.study import Study
 from dse.testing.conformance import check_cost_model
-from dse.testing.samples import small_policy_problem, small_problem, small_space
+from dse.testing.samples import small_policy_problem, small_problem, small_profile, small_space
 
 H100 = "h100-sxm-80gb"
 
@@ -265,10 +267,98 @@ def test_the_study_in_the_docs_can_be_made():
     assert "latency_p95_s" in found["study"].evaluation.metrics
 
 
-def test_a_profile_is_not_passed_over_in_silence():
+def _profiled(*roles):
     problem = small_policy_problem()
-    with pytest.raises(UserError, match="not by a quality profile"):
-        PolicyModel().prepare(SimpleNamespace(quality={TARGET: "profile"}, policy=problem.policy))
+    return replace(problem, quality={role: small_profile(problem.models[role], i) for i, role in enumerate(roles)})
+
+
+def test_a_role_with_a_profile_is_judged_by_it_and_another_by_the_prior():
+    """The stage by its profile alone, the target by the prior: as both say of the single models."""
+    problem, plain = _profiled("stage1"), small_policy_problem()
+    knobs = {"stage1/weight_bits": Choice(3, 16), "target/weight_bits": Choice(3, 16)}
+    space = Space(knobs, cascade=Choice("stage1", "target", "stage1+target"), draft=Choice("none")).bind(problem)
+    designs = [
+        {"stage1/weight_bits": 3, "target/weight_bits": 3, "cascade": c} for c in ("stage1", "target", "stage1+target")
+    ]
+    batch = space.decode(np.concatenate([space.codes_of(d)[0] for d in designs]))
+    found, before = (PolicyModel().prepare(p).evaluate(batch) for p in (problem, plain))
+    alone = Problem({TARGET: problem.models["stage1"]}, problem.scenario, problem.hardware,
+                    quality={TARGET: problem.quality["stage1"]})  # fmt: skip
+    single = Space(weight_bits=Choice(3)).bind(alone)
+    kept = Surrogate().prepare(alone).evaluate(single.decode(single.reference_codes())).values["accuracy_ratio"][0]
+    # Of 2,048 queries the stage is right in 60 %, the target in 80 %.
+    right = problem.policy.answers.table().correct.mean(axis=0)
+    assert found.values["accuracy_ratio"][0] == pytest.approx(kept * right[0] / right[1], rel=1e-12)
+    assert found.values["accuracy_ratio"][1] == before.values["accuracy_ratio"][1]
+    assert found.values["accuracy_ratio"][0] != before.values["accuracy_ratio"][0]
+    assert found.basis["accuracy_ratio"] == before.basis["accuracy_ratio"] == "prior"
+    both = PolicyModel().prepare(_profiled("stage1", TARGET)).evaluate(batch)
+    assert both.basis["accuracy_ratio"] == "surrogate"
+    # Measured twice, so less is open than with published tables of other models.
+    low, high = both.intervals["escalation_ratio"]
+    wide = before.intervals["escalation_ratio"]
+    assert (high - low)[2] < (wide[1] - wide[0])[2]
+
+
+def test_acceptance_follows_the_measured_loss_of_target_and_drafter():
+    """(1 - a')^2 = (1 - a)^2 + (d_target + d_draft) / pi with a = 0.7 and both losses from the profiles."""
+    problem = _profiled(TARGET, "draft")
+    knobs = {"draft/weight_bits": Choice(2, 16), "target/weight_bits": Choice(2, 16)}
+    space = Space(knobs, draft=Choice("draft"), draft_tokens=Choice(4), cascade=Choice("target")).bind(problem)
+    designs = [{"target/weight_bits": t, "draft/weight_bits": d} for t in (2, 16) for d in (2, 16)]
+    batch = space.decode(np.concatenate([space.codes_of(d)[0] for d in designs]))
+    found = PolicyModel().prepare(problem).evaluate(batch)
+    loss = sum(SurrogateEvaluator(problem, r).evaluate(batch).values["quality_loss"] for r in (TARGET, "draft"))
+    rate = 1 - np.sqrt(0.3**2 + loss / np.pi)
+    assert loss[3] == 0.0
+    assert (loss[:3] > 0.01).all()
+    np.testing.assert_allclose(found.values["n_tokens_per_step"], tokens_per_step(rate, 4), rtol=1e-12)
+
+
+def test_a_profile_is_in_the_fingerprint_and_has_to_cover_the_space():
+    plain, with_one = small_policy_problem(), _profiled("stage1")
+    assert PolicyModel().prepare(plain).fingerprint != PolicyModel().prepare(with_one).fingerprint
+    rows = tuple(r for r in with_one.quality["stage1"].rows if "mlp" not in r.group)
+    few = replace(with_one.quality["stage1"], rows=rows)
+    with pytest.raises(TableError, match="no measurement of weight_bits"):
+        Study("few", model=plain.models, scenario=plain.scenario, hardware=plain.hardware, policy=plain.policy,
+              quality={"stage1": few}, space=Space({"stage1/weight_bits": Choice(2, 16, per="block.module")}),
+              objectives="min latency_s")  # fmt: skip
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_solutions_and_generated_tests_are_paid(images):
+    """Two solutions of 128 further tokens, the second one's first token too, and three tests of 10, written once.
+
+    Queries 1 and 2 are wrong at first and right at second; query 1's second solution passes all tests, query 2's none.
+    """
+    score, wrong = np.full((2, 2), 0.5), np.array([[0.0, 1.0], [0.0, 1.0]])
+    fails, passes = np.zeros((2, 2, 3)), np.ones((2, 2, 3)) * np.array([1.0, 0.0])[:, None, None]
+    second = CascadeTable(("stage1", TARGET), score, np.ones((2, 2)), None, passes)
+    table = CascadeTable(("stage1", TARGET), score, wrong, None, fails, further=(second,))
+    models = {TARGET: "qwen2.5-vl-7b", "stage1": "qwen2.5-vl-3b"}
+    scenario = {"images": images, "image_px": (448, 448)} if images else {}
+    problem = _problem(models, Policy(cascade=table, test_tokens=10), **scenario)
+    found = _values(problem, cascade=["stage1", "stage1+target", "stage1+target", "target", "target"], threshold=[1.0],
+                    self_tests=[0, 3, 3, 0, 3], solutions=[1, 1, 2, 1, 2])  # fmt: skip
+    assert found.status.tolist() == [0] * 5
+    small, one, two, large, best = found.values["latency_s"]
+    token, token_large = found.values["tpot_s"][0], found.values["tpot_s"][3]
+    assert one == pytest.approx(small + 30 * token + large, rel=1e-9)
+    assert two == pytest.approx(small + (129 + 30) * token + (large + (129 + 30) * token_large) / 2, rel=1e-9)
+    assert best == pytest.approx(large + (129 + 30) * token_large, rel=1e-9)
+    assert found.values["escalation_ratio"].tolist() == [0.0, 1.0, 0.5, 0.0, 0.0]
+    assert found.values["accuracy_ratio"].tolist() == pytest.approx([0.0, 1.0, 1.0, 1.0, 1.0])
+    # One answer of 129 tokens is delivered, however many were written.
+    assert found.values["throughput_tokens_per_s"][4] == pytest.approx(129 / best)
+
+
+def test_more_solutions_than_the_log_has_cannot_run():
+    profile = CascadeProfile({"stage1": StageProfile(0.7, 0.8), TARGET: StageProfile(0.8, 0.7)})
+    problem = _problem({TARGET: "llama-3.1-8b", "stage1": "llama-3.2-1b"}, Policy(cascade=profile))
+    found = _values(problem, cascade=["stage1+target"], solutions=[1, 2])
+    assert found.status.tolist() == [0, 1]
+    assert "1 solution(s) of each stage, the design writes 2" in found.reason(1)
 
 
 def test_qwen_tables_of_two_paddings_are_one_vocabulary():

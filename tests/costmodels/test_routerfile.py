@@ -51,24 +51,32 @@ def routed(document, table):
         for stage in document["stages"]:
             k = table.stages.index(stage["role"])
             asked[stage["role"]] += 1
-            rule = stage["routing"]
-            if rule is not None:
-                outcomes = table.tests[q, k, : rule["self_tests"]["n_tests"]]
-                score = {"confidence": table.score[q, k], "self_tests": outcomes.sum() / max(len(outcomes), 1)}
-                if score[rule["score"]] < rule["keep_from"]:
-                    continue
+            rule, several = stage["routing"], stage.get("solutions", {"n_solutions": 1, "chosen_by": "", "n_tests": 0})
+            by = several["chosen_by"] or (rule and rule["score"]) or "confidence"
+            n_tests = rule["self_tests"]["n_tests"] if rule else several["n_tests"]
+            best = -1.0
+            for one in table.solutions[: several["n_solutions"]]:
+                outcomes = one.tests[q, k, :n_tests]
+                score = {"confidence": one.score[q, k], "self_tests": outcomes.sum() / max(len(outcomes), 1)}[by]
+                if score > best:
+                    best, credit = score, one.correct[q, k]
+            if rule is not None and best < rule["keep_from"]:
+                continue
             answered[stage["role"]] += 1
-            right[stage["role"]] += table.correct[q, k]
+            right[stage["role"]] += credit
             break
     return [{role: count / n for role, count in part.items()} for part in (asked, answered, right)]
 
 
 @pytest.mark.parametrize("hardware", ["npu-template", "h100-sxm-80gb"])
-@pytest.mark.parametrize(("threshold", "tests"), [(0.0, 0), (0.4, 0), (0.7, 0), (1.0, 0), (0.5, 1), (0.6, 3), (1.0, 3)])
-def test_a_router_that_reads_the_file_sees_the_shares_it_states(hardware, threshold, tests):
+@pytest.mark.parametrize(
+    ("threshold", "tests", "solutions"),
+    [(0.0, 0, 1), (0.4, 0, 1), (0.7, 0, 2), (1.0, 0, 1), (0.5, 1, 1), (0.6, 3, 1), (1.0, 3, 1), (0.6, 3, 2)],
+)
+def test_a_router_that_reads_the_file_sees_the_shares_it_states(hardware, threshold, tests, solutions):
     """Uncompressed stages, so that the table is what they answer."""
     problem = small_policy_problem(hardware)
-    values = {"cascade": "stage1+target", "threshold": threshold, "self_tests": tests}
+    values = {"cascade": "stage1+target", "threshold": threshold, "self_tests": tests, "solutions": solutions}
     chosen, _ = evaluate_design(problem, values, ("policy",))
     document = written(chosen)
     found = routed(document, problem.policy.answers.table())
@@ -78,6 +86,14 @@ def test_a_router_that_reads_the_file_sees_the_shares_it_states(hardware, thresh
             assert expected[name] == pytest.approx(shares[stage["role"]], abs=1e-12)
         if expected["asked_ratio"]:
             assert expected["kept_ratio"] == pytest.approx(expected["answered_ratio"] / expected["asked_ratio"])
+
+
+def _tests_s(stage):
+    return (
+        stage["routing"]["self_tests"]["all_s"]
+        if stage["routing"]
+        else stage.get("solutions", {}).get("all_tests_s", 0.0)
+    )
 
 
 def drawn(seed, hardware="h100-sxm-80gb"):
@@ -101,6 +117,8 @@ def test_the_file_is_the_design(seed, hardware):
         if stage["routing"]:
             assert stage["routing"]["keep_from"] == design.of_role("threshold", role)[0]
             assert stage["routing"]["self_tests"]["n_tests"] == design.of_role("self_tests", role)[0]
+        several = int(design.of_role("solutions", role)[0])
+        assert stage.get("solutions", {"n_solutions": 1})["n_solutions"] == several
         drafter, asked = stage["drafter"], int(design.of_role("draft_tokens", role)[0])
         if drafter is None:  # none, or none that pays
             assert design.of_role("draft", role)[0] == "none" or asked == 0
@@ -109,18 +127,14 @@ def test_the_file_is_the_design(seed, hardware):
             assert asked in (0, drafter["n_tokens"])
         for owner, said in ((role, stage["design"]), *([(drafter["role"], drafter["design"])] if drafter else [])):
             for name, field in design.schema.fields.items():
-                if field.is_scalar or name in ("threshold", "self_tests", "draft", "draft_tokens"):
+                if field.is_scalar or name in ("threshold", "self_tests", "solutions", "draft", "draft_tokens"):
                     continue
                 for entry, value, plain in zip(field.entries, design[name][0], field.default, strict=True):
                     if entry.role == owner:
                         assert said.get(name, {}).get(place(field, entry), plain) == value
     metrics = chosen.metrics
     if metrics.status[0] == 0:
-        parts = [
-            s["expected"]["asked_ratio"]
-            * (s["expected"]["answer_s"] + (s["routing"]["self_tests"]["all_s"] if s["routing"] else 0.0))
-            for s in document["stages"]
-        ]
+        parts = [s["expected"]["asked_ratio"] * (s["expected"]["answer_s"] + _tests_s(s)) for s in document["stages"]]
         assert sum(parts) == pytest.approx(metrics.values["latency_s"][0], rel=1e-9)
         assert sum(s["expected"]["answered_ratio"] for s in document["stages"]) == pytest.approx(1.0)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.speculation import (
+    fitted_loss_ratio,
     moments,
     n_steps,
     operations_growth,
@@ -21,6 +23,7 @@ from dse.acceptance import Acceptance
 from dse.errors import TableError, UserError
 
 NONE = (np.zeros(1), np.zeros(1))
+NONE3 = (np.zeros(3), np.zeros(3))
 
 
 @pytest.mark.parametrize(("rate", "guesses", "tokens"), [(0.8, 4, 3.3616), (0.7, 8, None), (0.6, 5, None)])
@@ -189,6 +192,24 @@ def test_acceptance_falls_with_the_loss_of_either_model_and_stays_without_one():
         assert (np.diff(found.value[:, 0]) < 0).all()
         assert (found.low <= found.value).all()
         assert (found.value <= found.high).all()
+
+
+def test_the_share_of_a_loss_that_acceptance_feels_is_fitted_and_kept():
+    """Three pairs that feel a quarter of their losses."""
+    losses = np.array([0.01, 0.05, 0.2])
+    felt = 1 - np.sqrt(0.3**2 + 0.25 * losses / np.pi)
+    assert fitted_loss_ratio(0.7, losses, felt) == pytest.approx(0.25, rel=1e-12)
+    assert fitted_loss_ratio(0.7, losses, np.full(3, 0.8)) == 0.0
+    assert fitted_loss_ratio(0.7, np.zeros(3), felt) == 1.0
+    given = replace(Acceptance.of_rate(0.7), loss_ratio=0.25)
+    assert Acceptance.from_json(json.loads(json.dumps(given.to_json()))) == given
+    found, plain = (rates_of(a, 1, (losses, losses), NONE3) for a in (given, Acceptance.of_rate(0.7)))
+    assert found.value[:, 0] == pytest.approx(felt)
+    # The ends are theory's, whatever was fitted.
+    assert (found.low == plain.low).all()
+    assert (found.high == plain.high).all()
+    with pytest.raises(UserError):
+        replace(given, loss_ratio=1.5)
 
 
 def test_nothing_is_known_beyond_the_log():
