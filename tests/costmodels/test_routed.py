@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from costmodels.batching import Stage, route, simulate
 from costmodels.batchloop import Limits
 from costmodels.policy import PolicyModel
+from costmodels.queueing import Queueing
 from costmodels.serving import Serving
 from costmodels.steptable import flat, step_table
 from dse.cascades import CascadeProfile, CascadeTable, StageProfile
+from dse.errors import UserError
 from dse.hardware import read_hardware
 from dse.model import read_model
 from dse.params import Choice
@@ -80,13 +82,14 @@ def test_a_stage_that_nobody_is_passed_on_from_is_the_simulation_of_one_model():
         assert second.sums.steps == 0
 
 
-def _table(with_tokens=False):
-    rng = np.random.default_rng(7)
+def _table(with_tokens=False, further=0, seed=7):
+    rng = np.random.default_rng(seed)
     score = np.round(rng.random((QUERIES, 2)), 3)
     correct = (rng.random((QUERIES, 2)) < [0.6, 0.9]).astype(float)
     tokens = rng.integers(20, 60, (QUERIES, 2)).astype(float) if with_tokens else None
     tests = (rng.random((QUERIES, 2, 3)) < 0.7).astype(float)
-    return CascadeTable(("stage1", "target"), score, correct, tokens, tests)
+    others = tuple(_table(with_tokens, seed=seed + 1 + i) for i in range(further))
+    return CascadeTable(("stage1", "target"), score, correct, tokens, tests, further=others)
 
 
 def _problem(cascade, **scenario):
@@ -96,9 +99,9 @@ def _problem(cascade, **scenario):
                    policy=Policy(cascade=cascade, test_tokens=30))  # fmt: skip
 
 
-def _design(problem, threshold=0.5, self_tests=0, batch=4, cascade="stage1+target"):
+def _design(problem, threshold=0.5, self_tests=0, batch=4, cascade="stage1+target", solutions=1):
     space = Space(cascade=Choice(cascade), threshold=Choice(threshold), self_tests=Choice(self_tests),
-                  batch=Choice(batch)).bind(problem)  # fmt: skip
+                  solutions=Choice(solutions), batch=Choice(batch)).bind(problem)  # fmt: skip
     return space.decode(space.reference_codes())
 
 
@@ -116,6 +119,34 @@ def test_where_nobody_meets_the_mixture_is_that_of_the_closed_form(with_tokens, 
     assert served["ttft_s"][0] == pytest.approx(solved["ttft_s"][0], rel=0.02)
     for name in ("accuracy_ratio", "quality_loss"):
         assert served[name][0] == solved[name][0]
+
+
+@pytest.mark.parametrize("with_tokens", [False, True])
+@pytest.mark.parametrize("cascade", ["stage1+target", "target"])
+def test_several_solutions_take_what_the_closed_form_says(with_tokens, cascade):
+    problem = _problem(_table(with_tokens, further=2), trace=[(1e3 * i, 200, 40) for i in range(3 * QUERIES)])
+    design = _design(problem, self_tests=1, batch=1, solutions=3, cascade=cascade)
+    served, solved = (m.prepare(problem).evaluate(design) for m in (Serving(), PolicyModel()))
+    assert served.status[0] == solved.status[0] == 0
+    for name in ("latency_s", "latency_p95_s"):
+        assert served.values[name][0] == pytest.approx(solved.values[name][0], rel=0.01), name
+    for name in ("accuracy_ratio", "escalation_ratio"):
+        assert served.values[name][0] == pytest.approx(solved.values[name][0], abs=1e-12)
+    assert served.basis["accuracy_ratio"] == solved.basis["accuracy_ratio"]
+
+
+def test_solutions_that_nobody_logged_are_refused():
+    plain = Problem({"target": read_model("llama-3.2-1b")}, Scenario(prompt_tokens=64, output_tokens=16, n_requests=32),
+                    read_hardware("h100-sxm-80gb"), policy=Policy())  # fmt: skip
+    space = Space(solutions=Choice(1, 2), batch=Choice(4)).bind(plain)
+    designs = space.decode(np.array([[0, 0], [1, 0]]))
+    for model in (Serving(), Queueing(), PolicyModel()):
+        found = model.prepare(plain).evaluate(designs)
+        assert found.status.tolist() == [0, 1], model.name
+        assert "1 solution(s) of each stage, the design writes 2" in found.reason(1)
+    logged = _problem(_table())
+    with pytest.raises(UserError, match="one answer a request; there are those of stage1, target"):
+        Queueing().prepare(logged)
 
 
 def test_escalation_is_that_of_the_table_at_any_load():
