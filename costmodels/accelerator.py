@@ -52,11 +52,11 @@ from costmodels.totals import (
 from costmodels.vector_costs import VectorCoefficients
 from costmodels.workload import PHASES, Pass, PhaseSizes, Sizes, Workload
 from dse.canonical import content_hash
+from dse.capabilities import BestFusion
 from dse.designs import DesignBatch
 from dse.hardware import Accelerator
 from dse.metrics import Limit, MetricBatch
 from dse.problem import TARGET, Problem
-from dse.protocols import BestFusion
 
 # Rows worked on at a time. Temporaries of (rows, 300 operators), which device.py has, then stay in a core's
 # second-level cache; compiled passes have none of them, and larger chunks spread the cost of a call.

@@ -11,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from dse.capabilities import BestFusion, Calibration
 from dse.designs import DesignBatch
 from dse.errors import HardwareError, unknown
 from dse.hardware import Accelerator, Device, hardware_names, read_hardware
 from dse.problem import Problem
-from dse.protocols import BestFusion, Calibration, Evaluator
+from dse.protocols import Evaluator
 
 VERSION = "5"
 

@@ -29,10 +29,10 @@ from costmodels.rowplan import make_room
 from costmodels.totals import ACTIVATION_BYTES, KV_BYTES, SECONDS, WEIGHT_BYTES
 from costmodels.vector_costs import VectorCoefficients
 from costmodels.workload import PhaseSizes, Workload
+from dse.capabilities import BestFusion
 from dse.designs import DesignBatch
 from dse.errors import UserError, unknown
 from dse.model import Graph, OpKind
-from dse.protocols import BestFusion
 
 OBJECTIVES: Final = ("dram_bytes", "seconds")
 _MOST: Final = 100_000

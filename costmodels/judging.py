@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from costmodels.cascade import mean_over_routes, ranking, route
+from dse.capabilities import Judgement
 from dse.cascades import CascadeTable
-from dse.protocols import Judgement
 
 _LEVELS: Final = 41
 _MOST_CHOICES: Final = 20_000
@@ -25,7 +25,7 @@ _ROWS: Final = 64
 
 
 def judge(table: CascadeTable, costs: Mapping[str, float], test_cost_ratio: float, seed: int) -> Judgement:
-    """Return what a logged cascade is good for; see :class:`dse.protocols.CascadeJudge`."""
+    """Return what a logged cascade is good for; see :class:`dse.capabilities.CascadeJudge`."""
     cost = np.array([costs[s] for s in table.stages])
     choices = _choices(table)
     values = _values(table, choices, cost, test_cost_ratio)

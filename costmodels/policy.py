@@ -34,13 +34,14 @@ from costmodels.decoding import Answer, Decoding, Loss
 from costmodels.prior import ACCURACY_PER_NAT
 from costmodels.steps import Steps
 from dse.canonical import content_hash
+from dse.capabilities import Judgement
 from dse.cascades import CascadeTable
 from dse.designs import DesignBatch
 from dse.hardware import Device
 from dse.metrics import Limit, MetricBatch, ToldLimit
 from dse.policy import Policy, answering
 from dse.problem import TARGET, Problem
-from dse.protocols import Breakdown, Judgement
+from dse.protocols import Breakdown
 
 VERSION: Final = "1"
 CHUNK_ROWS: Final = 64

@@ -8,7 +8,7 @@ the cache holds. With R(b) the time in the engine, averaged over what is found t
     queue_s = W + rest of the running step,   ttft_s = queue_s + steps that read,   latency_s = queue_s + E[R(b)]
 
 At batch 1 all of that is M/G/1, exact in its means. Percentiles are those of a grid of points: waits, luck, and kinds
-of requests (of a trace every so-manieth).
+of requests (of a trace, at equal steps).
 
 Where all requests are there from the start, they run in waves of B that take R(B) each, the last one R of what is left;
 capacity is the rate of such waves, as the simulation measures it. A trace beyond capacity is a fluid: request i of n

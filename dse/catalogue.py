@@ -19,22 +19,9 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
+from dse.capabilities import Calibrator, CascadeJudge, Examinable, Fuser, OutsideTool, Plotter, Profiler, Tracer
 from dse.errors import UserError, unknown
-from dse.protocols import (
-    Calibrator,
-    CascadeJudge,
-    CostModel,
-    Examinable,
-    Exporter,
-    Fuser,
-    Late,
-    OutsideTool,
-    Plotter,
-    Portfolio,
-    Profiler,
-    Proposer,
-    Tracer,
-)
+from dse.protocols import CostModel, Exporter, Late, Portfolio, Proposer
 
 GROUPS: Final = {
     "cost model": "mfm_dse.cost_models",

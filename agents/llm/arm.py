@@ -28,8 +28,9 @@ from agents.llm.round import Correspondence, Round, Snapshot
 from agents.llm.settings import Access, Settings, access, price_of
 from agents.llm.wire import plain
 from dse.calls import ACCEPTED, Call, CallLog, Edit, MemoryLog, Session
+from dse.capabilities import ExamPaper
 from dse.errors import UserError
-from dse.protocols import ExamPaper, History, Proposals
+from dse.protocols import History, Proposals
 
 if TYPE_CHECKING:
     from dse.evaluation import Evaluation

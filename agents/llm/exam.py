@@ -27,13 +27,13 @@ from agents.llm.round import Correspondence
 from agents.local import moves
 from agents.variation import Layout
 from dse.calls import Call
+from dse.capabilities import ExamPaper, ExamScore
 from dse.errors import UserError
 from dse.evaluation import Evaluation, hard_violation
 from dse.evidence import describe, metric_words, shares
 from dse.metrics import MetricBatch
 from dse.objectives import Goal, Objective
 from dse.params import Choice, Float
-from dse.protocols import ExamPaper, ExamScore
 from dse.scenario import Scenario
 from dse.space import Space
 from dse.study import Study

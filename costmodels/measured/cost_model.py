@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from dse.canonical import content_hash
+from dse.capabilities import ProfileOrder, Profiling
 from dse.designs import DesignBatch
 from dse.errors import UserError
 from dse.metrics import MetricBatch
 from dse.problem import TARGET, Problem
 from dse.profile import PROFILED, Figures, QualityProfile, read_profile
-from dse.protocols import Breakdown, ProfileOrder, Profiling
+from dse.protocols import Breakdown
 
 if TYPE_CHECKING:
     from costmodels.measured.bench import Bench

@@ -20,8 +20,8 @@ import torch
 
 from costmodels.measured.anatomy import matrix_of
 from costmodels.measured.profiling import MeasuredProfiling
+from dse.capabilities import ProfileOrder
 from dse.profile import Configuration, Figures, Measurement, ProfileHeader, QualityProfile, read_group
-from dse.protocols import ProfileOrder
 
 _DRAWS: Final = 8
 

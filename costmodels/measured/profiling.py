@@ -23,9 +23,9 @@ from costmodels.measured.compress import Settings, resolve
 from costmodels.measured.quantise import Quantiser
 from costmodels.measured.target import Source
 from dse.canonical import canonical_json
+from dse.capabilities import ProfileOrder
 from dse.params import Value
 from dse.profile import Configuration, Measurement, ProfileHeader, QualityProfile, read_group
-from dse.protocols import ProfileOrder
 
 _LEAST_HELD_OUT: Final = 3
 _TINY: Final = 1e-9

@@ -34,7 +34,7 @@ from dse.protocols import Chosen
 
 @dataclass(frozen=True)
 class Layer:
-    """A distinct product of a phase: like :class:`~dse.protocols.CheckedProduct`, before anything was checked.
+    """A distinct product of a phase: like :class:`~dse.capabilities.CheckedProduct`, before anything was checked.
 
     Attributes:
         plane: a column of the sizes of :func:`costmodels.products.size_products`, shape (9,), of one product.
@@ -112,7 +112,7 @@ class Layers:
         return sorted(layers, key=lambda layer: -layer.share_ratio)[:top]
 
     def ours(self, layer: Layer) -> dict[str, float]:
-        """Return our figures for one product, by the names of :class:`~dse.protocols.CheckedProduct`."""
+        """Return our figures for one product, by the names of :class:`~dse.capabilities.CheckedProduct`."""
         figures = {name: float(a[0]) for name, a in self._figures(layer.plane[:, None, None]).items()}
         serial = serial_products(layer.plane[:, None, None], self.chip)
         return figures | {"scalesim_cycles": float(serial.cycles[0, 0])}

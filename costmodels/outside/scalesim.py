@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from costmodels.outside.layers import Layers
 from costmodels.outside.process import DRIVER, Needs, find_python, run_driver
-from dse.protocols import CheckedProduct, Chosen, CrossCheck
+from dse.capabilities import CheckedProduct, CrossCheck
+from dse.protocols import Chosen
 
 NEEDS: Final = Needs(
     tool="scalesim",

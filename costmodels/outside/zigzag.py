@@ -25,7 +25,8 @@ from costmodels.outside.layers import Layer, Layers
 from costmodels.outside.process import DRIVER, Needs, find_python, run_driver
 from costmodels.products import PLAIN_BITS
 from costmodels.systolic import ACCUMULATOR_BYTES
-from dse.protocols import CheckedProduct, Chosen, CrossCheck
+from dse.capabilities import CheckedProduct, CrossCheck
+from dse.protocols import Chosen
 
 NEEDS: Final = Needs(
     tool="zigzag-dse",

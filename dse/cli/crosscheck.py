@@ -11,7 +11,7 @@ from dse.cli.looking import stored_results
 from dse.cli.output import db_option, emit, json_option
 
 if TYPE_CHECKING:
-    from dse.protocols import CheckedProduct, CrossCheck
+    from dse.capabilities import CheckedProduct, CrossCheck
 
 
 @click.command(epilog="Example: dse crosscheck medical-vqa-edge 17 --with scalesim --phase decode")

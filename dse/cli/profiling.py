@@ -14,10 +14,10 @@ import click
 from dse.cli.output import emit, json_option
 
 if TYPE_CHECKING:
+    from dse.capabilities import Profiling
     from dse.model import Model
     from dse.params import Value
     from dse.profile import Measurement, QualityProfile
-    from dse.protocols import Profiling
 
 _PLAIN_INTERVAL_S = 10.0
 
@@ -60,7 +60,7 @@ def profile(
     measurement is on disk at once; the same command goes on where it was interrupted.
     """
     from dse import catalogue, profilefile
-    from dse.protocols import ProfileOrder
+    from dse.capabilities import ProfileOrder
 
     quantiser = {"granularity": granularity, "group_size": group_size, "symmetric": symmetric}
     path = Path(out)

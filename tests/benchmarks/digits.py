@@ -22,9 +22,9 @@ from costmodels.measured import plan
 from costmodels.measured.profiling import MeasuredProfiling, errors
 from dse import profilefile
 from dse.allocation import Choices, solve
+from dse.capabilities import ProfileOrder
 from dse.model import read_model
 from dse.profile import Configuration
-from dse.protocols import ProfileOrder
 
 USER_FILE = Path(__file__).resolve().parents[2] / "studies" / "digits_vlm" / "digits.py"
 FULL = {"weight_bits": (2, 3, 4, 6, 8), "head_keep": (0.75, 0.5), "ffn_keep": (0.875, 0.75, 0.5)}

@@ -20,11 +20,11 @@ from costmodels.outside.layers import Layers
 from costmodels.outside.process import DRIVER, RESULT, Needs, find_python, run_driver
 from costmodels.scalesim import STAYS
 from dse import catalogue
+from dse.capabilities import OutsideTool
 from dse.errors import NameUnknown, UserError
 from dse.hardware import read_hardware
 from dse.model import read_model
 from dse.problem import Problem
-from dse.protocols import OutsideTool
 from dse.scenario import Scenario
 from dse.testing.samples import small_problem
 from dse.whatif import evaluate_design

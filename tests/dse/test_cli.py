@@ -142,7 +142,7 @@ class Ruler:
     name, help = "ruler", ""
 
     def check(self, chosen, phase, top, python, limit_s):
-        from dse.protocols import CheckedProduct, CrossCheck
+        from dse.capabilities import CheckedProduct, CrossCheck
 
         def product(i, cycles, error=""):
             ours = {"physical_cycles": 90.0, "memory_cycles": 10.0, "latency_cycles": 90.0, "scalesim_cycles": 110.0,

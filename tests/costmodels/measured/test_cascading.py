@@ -18,9 +18,9 @@ from costmodels.measured.cascading import logged  # noqa: E402
 from costmodels.measured.compress import Settings  # noqa: E402
 from costmodels.measured.profiling import MeasuredProfiling  # noqa: E402
 from costmodels.measured.target import Source  # noqa: E402
+from dse.capabilities import ProfileOrder  # noqa: E402
 from dse.errors import UserError  # noqa: E402
 from dse.model import read_model  # noqa: E402
-from dse.protocols import ProfileOrder  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -15,12 +15,12 @@ from costmodels.measured.compress import Settings  # noqa: E402
 from costmodels.measured.cost_model import Measured  # noqa: E402
 from costmodels.measured.target import Source  # noqa: E402
 from dse import Choice, Float, Scenario, Space, Study, profilefile  # noqa: E402
+from dse.capabilities import ProfileOrder  # noqa: E402
 from dse.errors import TableError, UserError  # noqa: E402
 from dse.hardware import read_hardware  # noqa: E402
 from dse.model import read_model  # noqa: E402
 from dse.problem import Problem  # noqa: E402
 from dse.profile import QualityProfile  # noqa: E402
-from dse.protocols import ProfileOrder  # noqa: E402
 from dse.testing.conformance import check_cost_model  # noqa: E402
 
 pytestmark = pytest.mark.torch

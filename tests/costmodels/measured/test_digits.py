@@ -16,9 +16,9 @@ from costmodels.losses import Predictor  # noqa: E402
 from costmodels.measured import plan  # noqa: E402
 from costmodels.measured.profiling import MeasuredProfiling, errors  # noqa: E402
 from dse.allocation import Choices, solve  # noqa: E402
+from dse.capabilities import ProfileOrder  # noqa: E402
 from dse.model import read_model  # noqa: E402
 from dse.profile import Configuration, QualityProfile  # noqa: E402
-from dse.protocols import ProfileOrder  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -17,11 +17,11 @@ from costmodels.measured.compress import Settings  # noqa: E402
 from costmodels.measured.cost_model import Measured  # noqa: E402
 from costmodels.measured.target import Source, Target  # noqa: E402
 from dse import profilefile  # noqa: E402
+from dse.capabilities import ProfileOrder, Profiler  # noqa: E402
 from dse.cli.main import run  # noqa: E402
 from dse.errors import ModelError, UserError  # noqa: E402
 from dse.model import read_model  # noqa: E402
 from dse.profile import read_profile  # noqa: E402
-from dse.protocols import ProfileOrder, Profiler  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
