@@ -27,18 +27,16 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from costmodels.capacity import BLOCK_TOKENS, ENGINES, Engine
-from costmodels.engines import CHUNK_ROWS, EngineBatch, Engines
-from costmodels.served import LEVELS, Spent, answer, latency_parts, metrics_of
+from costmodels.engines import EngineBatch, Engines
+from costmodels.served import LEVELS, EngineEvaluator, Spent, answer, metrics_of
 from costmodels.speculation import moments, n_steps
 from costmodels.stepmeans import N_LUCK, Kinds, Reading, StepMeans, reading, step_means
 from costmodels.waiting import LEVELS as POINTS
 from costmodels.waiting import WEIGHTS, Line, line, quantiles, total
-from dse.designs import DesignBatch
 from dse.errors import UserError
 from dse.metrics import Limit, MetricBatch
 from dse.policy import Policy, is_stage
 from dse.problem import Problem
-from dse.protocols import Breakdown
 
 VERSION: Final = "1"
 N_KINDS: Final = 12
@@ -84,7 +82,7 @@ class Queueing:
         return QueueingEvaluator(problem, self.engine)
 
 
-class QueueingEvaluator:
+class QueueingEvaluator(EngineEvaluator):
     """The closed form for one problem.
 
     Args:
@@ -96,19 +94,6 @@ class QueueingEvaluator:
         self.problem, self.engines = problem, Engines(problem, engine)
         self.fingerprint = self.engines.fingerprint(VERSION, "queueing")
         self.metrics: Sequence[str] = metrics_of(self.engines.given)
-
-    def evaluate(self, batch: DesignBatch) -> MetricBatch:
-        """Return the metrics of each design, row by row."""
-        parts = []
-        for rows, drafter in self.engines.groups(batch):
-            for start in range(0, len(rows), CHUNK_ROWS):
-                some = rows[start : start + CHUNK_ROWS]
-                parts.append((some, self._evaluate(self.engines.engine(batch.take(some), drafter))))
-        return MetricBatch.scatter(parts, len(batch)).masked()
-
-    def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
-        """Return the mean latency as waiting, reading the prompt, and writing."""
-        return latency_parts(self.evaluate(batch).values)
 
     def _evaluate(self, engine: EngineBatch) -> MetricBatch:
         n = len(engine.batch)
@@ -130,7 +115,7 @@ class QueueingEvaluator:
     # ------------------------------------------------------------------ requests
 
     def _kinds(self, engine: EngineBatch) -> Kinds:
-        """Return what requests are like; of a trace every so-manieth when sorted by their output."""
+        """Return what requests are like; of a trace at equal steps, sorted by their output."""
         scenario, n, replicas = self.problem.scenario, len(engine.batch), engine.extent.replicas
         if not scenario.trace:
             one = engine.prompt[:, None]

@@ -7,6 +7,7 @@ and end of the run included, so that Little's law holds exactly.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +17,8 @@ import numpy as np
 from costmodels.batching import Run
 from costmodels.capacity import BLOCK_TOKENS
 from costmodels.device_energy import IDLE_RATIO
-from costmodels.engines import EngineBatch
+from costmodels.engines import CHUNK_ROWS, EngineBatch, Engines
+from dse.designs import DesignBatch
 from dse.hardware import Accelerator, Device
 from dse.metrics import Limit, MetricBatch, ToldLimit
 from dse.protocols import Breakdown
@@ -211,3 +213,30 @@ def latency_parts(values: Mapping[str, np.ndarray]) -> list[Breakdown]:
     parts = np.stack([values["queue_s"], first - values["queue_s"], values["latency_s"] - first], axis=1)
     names = tuple(("engine", phase, kind, "time") for phase, kind in labels)
     return [Breakdown("latency_s", names, np.maximum(np.nan_to_num(parts), 0.0))]
+
+
+class EngineEvaluator(ABC):
+    """What evaluators have in common that cost designs engine by engine: some rows with one drafter at a time.
+
+    Attributes:
+        engines: of the problem.
+    """
+
+    engines: Engines
+
+    @abstractmethod
+    def _evaluate(self, engine: EngineBatch) -> MetricBatch:
+        """Return the metrics of designs that have one drafter."""
+
+    def evaluate(self, batch: DesignBatch) -> MetricBatch:
+        """Return the metrics of each design, row by row."""
+        parts = []
+        for rows, drafter in self.engines.groups(batch):
+            for start in range(0, len(rows), CHUNK_ROWS):
+                some = rows[start : start + CHUNK_ROWS]
+                parts.append((some, self._evaluate(self.engines.engine(batch.take(some), drafter))))
+        return MetricBatch.scatter(parts, len(batch)).masked()
+
+    def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
+        """Return the mean latency as waiting, reading the prompt, and writing."""
+        return latency_parts(self.evaluate(batch).values)

@@ -30,15 +30,25 @@ import numpy as np
 from costmodels.batching import Run, simulate
 from costmodels.batchloop import Limits
 from costmodels.capacity import BLOCK_TOKENS, ENGINES, Capacity, Engine
-from costmodels.engines import CHUNK_ROWS, EngineBatch, Engines
-from costmodels.served import PREEMPTION, Spent, Timeline, answer, figures, latency_parts, metrics_of, span_s, timeline
+from costmodels.engines import EngineBatch, Engines
+from costmodels.served import (
+    PREEMPTION,
+    EngineEvaluator,
+    Spent,
+    Timeline,
+    answer,
+    figures,
+    metrics_of,
+    span_s,
+    timeline,
+)
 from costmodels.steptable import step_cost
 from dse.designs import DesignBatch
 from dse.errors import UserError
 from dse.metrics import Limit, MetricBatch
 from dse.policy import Policy, is_stage
 from dse.problem import Problem
-from dse.protocols import Breakdown, Evaluator
+from dse.protocols import Evaluator
 
 VERSION: Final = "1"
 WAVES: Final = 8
@@ -90,7 +100,7 @@ class Serving:
         return ServingEvaluator(problem, self.seed, self.engine)
 
 
-class ServingEvaluator:
+class ServingEvaluator(EngineEvaluator):
     """The serving simulation for one problem.
 
     Args:
@@ -103,19 +113,6 @@ class ServingEvaluator:
         self.problem, self.seed, self.engines = problem, seed, Engines(problem, engine)
         self.fingerprint = self.engines.fingerprint(VERSION, seed)
         self.metrics: Sequence[str] = (*metrics_of(self.engines.given), PREEMPTION)
-
-    def evaluate(self, batch: DesignBatch) -> MetricBatch:
-        """Return the metrics of each design, row by row."""
-        parts = []
-        for rows, drafter in self.engines.groups(batch):
-            for start in range(0, len(rows), CHUNK_ROWS):
-                some = rows[start : start + CHUNK_ROWS]
-                parts.append((some, self._evaluate(self.engines.engine(batch.take(some), drafter))))
-        return MetricBatch.scatter(parts, len(batch)).masked()
-
-    def breakdown(self, batch: DesignBatch) -> list[Breakdown]:
-        """Return the mean latency as waiting, reading the prompt, and writing."""
-        return latency_parts(self.evaluate(batch).values)
 
     def timeline(self, design: DesignBatch) -> Timeline:
         """Return what the first replica of a design does over time, step by step.
