@@ -130,7 +130,7 @@ def tables(view: View, front: np.ndarray) -> None:
         if rows:
             _open_or_compare(results, rows, "table")
         prior_note(results, names)
-        if doubts := Front(results, front).doubts():
+        if doubts := Front(results, view.front).doubts():
             st.caption(f"{doubts}.")
     if lines.open:
         with lines:
